@@ -1,0 +1,29 @@
+//! Disk images: what the device reads and writes and the verifier reads back.
+//!
+//! Knows nothing about btrfs or about who asks. Formats other than raw come as further implementations of
+//! [`Image`].
+
+use std::io;
+
+use crate::engine::Engine;
+
+/// A disk image. All operations may be called from any thread at once; offsets and lengths are in bytes.
+pub trait Image: Send + Sync {
+    /// Size in bytes.
+    fn len(&self) -> u64;
+
+    /// Whether writes are refused.
+    fn read_only(&self) -> bool;
+
+    /// Fills `buf` from `offset`. Reading past the end is an error of kind `UnexpectedEof`.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `buf` at `offset`.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes completed writes durable.
+    fn flush(&self) -> io::Result<()>;
+
+    /// A new I/O engine on this image, for one queue.
+    fn engine(&self) -> io::Result<Box<dyn Engine>>;
+}
