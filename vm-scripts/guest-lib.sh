@@ -1,0 +1,95 @@
+# shellcheck shell=dash disable=SC3028
+# What the workloads share. Runs in the guest under busybox sh; a workload starts with: . /workload/lib.sh
+#
+# $DISK is the disk, /mnt where it is mounted, $BOOT the number of this boot. A workload ends with 0 only if all that it
+# wrote reads back, the scrub finds nothing and the kernel did not complain about btrfs.
+set -eu
+
+: "${SEED:=1}"
+RANDOM=$SEED
+
+# busybox's shell prefers its own applets to programs of the same name; these lack --reflink and --punch-hole.
+cp() { /usr/bin/cp "$@"; }
+fallocate() { /usr/bin/fallocate "$@"; }
+
+step() { echo "== $*"; }
+fail() {
+    echo "FAILED: $*"
+    exit 1
+}
+quietly() {
+    "$@" >/tmp/quietly.$$ 2>&1 || {
+        cat /tmp/quietly.$$
+        fail "$*"
+    }
+}
+
+# rnd N: a number below N, in $R (no subshell: forks are what is slow here).
+rnd() { R=$(((RANDOM * 32768 + RANDOM) % $1)); }
+
+# Seconds since boot, in $NOW.
+now() {
+    read -r NOW _ </proc/uptime
+    NOW=${NOW%.*}
+}
+
+# Random bytes are slow to get under emulation: got once, then taken in pieces from random places.
+POOL=/tmp/pool
+POOL_KIB=4096
+make_pool() { [ -f $POOL ] || head -c $((POOL_KIB * 1024)) /dev/urandom >$POOL; }
+
+# put FILE KIB [SEEK_KIB]: random bytes into FILE at SEEK_KIB (0), the rest of it unchanged.
+put() {
+    rnd $((POOL_KIB - $2 + 1))
+    dd if=$POOL of="$1" bs=1024 count="$2" skip="$R" seek="${3:-0}" conv=notrunc 2>/dev/null
+}
+
+# put_bytes FILE BYTES: a file of BYTES random bytes; small ones are stored inline.
+put_bytes() {
+    rnd $((POOL_KIB - 64))
+    dd if=$POOL bs=1024 skip="$R" count=64 2>/dev/null | head -c "$2" >"$1"
+}
+
+make_fs() { # MKFS_OPTION...
+    quietly mkfs.btrfs -q -f "$@" "$DISK"
+}
+
+mount_fs() { # [OPTIONS]
+    mount -t btrfs -o "${1:-noatime}" "$DISK" /mnt || fail "mount -o ${1:-noatime} $DISK"
+}
+
+unmount_fs() { umount /mnt || fail "umount /mnt"; }
+
+generation() { btrfs inspect-internal dump-super "$DISK" | awk '$1 == "generation" {print $2}'; }
+
+subvolume() { quietly btrfs subvolume create "$1"; }
+snapshot() { quietly btrfs subvolume snapshot "$@"; }
+delete_subvolume() { quietly btrfs subvolume delete "$@"; }
+
+# Waits until all deleted subvolumes are really gone.
+wait_for_deletions() { quietly btrfs subvolume sync /mnt; }
+
+# remember DIR NAME: the checksums of all files under DIR.
+remember() { (cd "$1" && find . -xdev -type f -print0 | sort -z | xargs -0 -r md5sum) >"/tmp/remembered.$2"; }
+
+# unchanged DIR NAME
+unchanged() {
+    (cd "$1" && md5sum -c -s "/tmp/remembered.$2") || fail "the files under $1 differ from what was written ($2)"
+    [ "$(find "$1" -xdev -type f | wc -l)" -eq "$(wc -l <"/tmp/remembered.$2")" ] ||
+        fail "$1 has not the number of files that were written ($2)"
+}
+
+drop_caches() { echo 3 >/proc/sys/vm/drop_caches; }
+
+# Everything through the whole disk once more, as a freshly mounted file system sees it.
+verify_disk() {
+    quietly btrfs scrub start -B /mnt
+    ! btrfs device stats /mnt | grep -v ' 0$' || fail "device errors counted"
+    no_complaints
+}
+
+# The kernel's log has no complaint about btrfs.
+no_complaints() {
+    ! dmesg | grep -E 'BTRFS (error|critical|emerg)|WARNING: .*btrfs|btrfs.*(corrupt|csum failed)|I/O error' ||
+        fail "the kernel complained"
+}
