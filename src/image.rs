@@ -3,14 +3,23 @@
 //! Knows nothing about btrfs or about who asks. Formats other than raw come as further implementations of
 //! [`Image`].
 
+mod raw;
+
 use std::io;
 
 use crate::engine::Engine;
+
+pub use raw::RawImage;
 
 /// A disk image. All operations may be called from any thread at once; offsets and lengths are in bytes.
 pub trait Image: Send + Sync {
     /// Size in bytes.
     fn len(&self) -> u64;
+
+    /// Whether there is nothing in it.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 
     /// Whether writes are refused.
     fn read_only(&self) -> bool;

@@ -1,0 +1,132 @@
+//! Brings a socket that is already connected to a library that only accepts connections.
+//!
+//! Forwards control messages, and the descriptors that come with them, between the given socket and a private
+//! one. Only the control channel passes through here; requests of the guest don't.
+
+use std::fs;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::{self, JoinHandle};
+
+use tracing::debug;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use super::stop::wait_readable;
+
+/// More than a control message and its payload takes.
+const BUFFER_SIZE: usize = 8192;
+/// As many descriptors as the kernel lets one message carry.
+const MAX_FDS: usize = 253;
+
+/// A thread that forwards until either side hangs up.
+pub(super) struct Bridge {
+    thread: Option<JoinHandle<()>>,
+    inner: UnixStream,
+}
+
+impl Bridge {
+    /// Forwards between `outer` and a connection that waits at the returned listener.
+    pub(super) fn new(outer: UnixStream) -> io::Result<(Self, UnixListener)> {
+        let (listener, inner) = private_connection()?;
+        let end = inner.try_clone()?;
+        let thread = thread::Builder::new().name("vhost-bridge".to_owned()).spawn(move || {
+            if let Err(error) = forward_all(&outer, &inner) {
+                debug!(%error, "control connection ended");
+            }
+            let _ = outer.shutdown(Shutdown::Both);
+            let _ = inner.shutdown(Shutdown::Both);
+        })?;
+        Ok((Self { thread: Some(thread), inner: end }, listener))
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        let _ = self.inner.shutdown(Shutdown::Both);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A listener with our own connection waiting, and nobody else able to connect: its directory is only ours, and gone
+/// before this returns.
+fn private_connection() -> io::Result<(UnixListener, UnixStream)> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let dir = std::env::temp_dir().join(format!("btrfs-shadow-{}-{count}", std::process::id()));
+    fs::DirBuilder::new().mode(0o700).create(&dir)?;
+    let path = dir.join("socket");
+    let connected = UnixListener::bind(&path)
+        .and_then(|listener| UnixStream::connect(&path).map(|stream| (listener, stream)));
+    let _ = fs::remove_file(&path);
+    fs::remove_dir(&dir)?;
+    connected
+}
+
+fn forward_all(outer: &UnixStream, inner: &UnixStream) -> io::Result<()> {
+    loop {
+        let [from_outer, from_inner] = wait_readable(&[outer.as_raw_fd(), inner.as_raw_fd()])?;
+        if from_outer && !forward(outer, inner)? || from_inner && !forward(inner, outer)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Forwards what one receive yields; the kernel never joins messages that carry descriptors. False at the end.
+fn forward(from: &UnixStream, to: &UnixStream) -> io::Result<bool> {
+    let mut bytes = [0u8; BUFFER_SIZE];
+    let mut raw_fds: [RawFd; MAX_FDS] = [-1; MAX_FDS];
+    let mut iovecs = [libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }];
+    // SAFETY: the iovec covers `bytes`, where any data is fine.
+    let (len, fd_count) =
+        unsafe { from.recv_with_fds(&mut iovecs, &mut raw_fds) }.map_err(io::Error::from)?;
+    // SAFETY: the kernel has just made these descriptors for us.
+    let fds: Vec<OwnedFd> =
+        raw_fds[..fd_count].iter().map(|&fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect();
+    if len == 0 {
+        return Ok(false);
+    }
+    let raw_fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut sent = to.send_with_fds(&[&bytes[..len]], &raw_fds).map_err(io::Error::from)?;
+    while sent < len {
+        sent += to.send_with_fds(&[&bytes[sent..len]], &[]).map_err(io::Error::from)?;
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    #[test]
+    fn forwards_bytes_and_descriptors_both_ways_until_the_end() {
+        let (frontend, outer) = UnixStream::pair().unwrap();
+        let (bridge, listener) = Bridge::new(outer).unwrap();
+        let (mut backend, _) = listener.accept().unwrap();
+
+        let (mut pipe_in, pipe_out) = UnixStream::pair().unwrap();
+        frontend.send_with_fds(&[&b"hello"[..]], &[pipe_out.as_raw_fd()]).unwrap();
+        let mut bytes = [0; 5];
+        let (len, file) = backend.recv_with_fd(&mut bytes).unwrap();
+        assert_eq!((len, &bytes), (5, b"hello"));
+        file.unwrap().write_all(b"through").unwrap();
+        let mut through = [0; 7];
+        pipe_in.read_exact(&mut through).unwrap();
+        assert_eq!(&through, b"through");
+
+        backend.write_all(b"reply").unwrap();
+        (&frontend).read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"reply");
+
+        drop(frontend);
+        assert_eq!(backend.read(&mut bytes).unwrap(), 0);
+        drop(bridge);
+    }
+}

@@ -1,0 +1,229 @@
+//! From a descriptor chain to a request.
+//!
+//! Nothing in a chain is to be believed: it may loop, end early, point nowhere or in the wrong direction. Whatever it
+//! holds, the outcome is a request or a refusal, and the status byte if there is a place for it.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+};
+use virtio_queue::DescriptorChain;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use super::Memory;
+use super::limits::{MAX_DESCRIPTORS, SECTOR_SIZE};
+use crate::engine::SharedSlices;
+
+/// Type, a reserved word and the sector: `struct virtio_blk_outhdr`.
+const HEADER_SIZE: usize = 16;
+
+/// What a request is checked against.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Disk {
+    /// Size in bytes, as far as it can be addressed in sectors.
+    pub(super) len: u64,
+    pub(super) read_only: bool,
+}
+
+/// What the guest wants. Lengths are whole sectors, and ranges lie within the disk.
+#[derive(Debug)]
+pub(super) enum Request {
+    Read { offset: u64, data: SharedSlices },
+    Write { offset: u64, data: SharedSlices },
+    Flush,
+    GetId { data: SharedSlices },
+}
+
+/// Why a request isn't carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// Not the device's to do; the guest may ask, and isn't worth a complaint.
+    Unsupported,
+    /// The request makes no sense.
+    Malformed(&'static str),
+}
+
+impl Refusal {
+    pub(super) fn status(self) -> u8 {
+        match self {
+            Refusal::Unsupported => VIRTIO_BLK_S_UNSUPP as u8,
+            Refusal::Malformed(_) => VIRTIO_BLK_S_IOERR as u8,
+        }
+    }
+}
+
+/// A chain taken apart.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    /// Where the status byte goes; known to be mapped.
+    pub(super) status: Option<GuestAddress>,
+    pub(super) request: Result<Request, Refusal>,
+}
+
+/// Takes apart `chain`, whose descriptors are in `memory`.
+pub(super) fn parse(chain: DescriptorChain<Arc<Memory>>, memory: &Arc<Memory>, disk: Disk) -> Parsed {
+    let mut segments = Segments::default();
+    let whole = segments.collect(chain);
+    let status = segments.take_status(memory);
+    let request = match (whole, status) {
+        (Err(reason), _) => Err(Refusal::Malformed(reason)),
+        (Ok(()), None) => Err(Refusal::Malformed("no room for the status")),
+        (Ok(()), Some(_)) => segments.into_request(memory, disk),
+    };
+    Parsed { status, request }
+}
+
+/// A piece of guest memory, not yet known to be mapped.
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    addr: GuestAddress,
+    len: usize,
+}
+
+/// The descriptors of a chain by direction.
+#[derive(Debug, Default)]
+struct Segments {
+    /// Read by the device.
+    readable: Vec<Segment>,
+    /// Written by the device.
+    writable: Vec<Segment>,
+    /// Whether the chain was followed to its end and the device may write there.
+    status_expected: bool,
+}
+
+impl Segments {
+    /// Reads the descriptors. The library ends a chain silently where it can't go on; such a chain is told by its last
+    /// descriptor, which names a successor.
+    fn collect(&mut self, chain: DescriptorChain<Arc<Memory>>) -> Result<(), &'static str> {
+        let mut last = None;
+        let mut outcome = Ok(());
+        for (count, descriptor) in chain.enumerate() {
+            let segment = Segment { addr: descriptor.addr(), len: descriptor.len() as usize };
+            if count >= MAX_DESCRIPTORS {
+                outcome = Err("too many descriptors");
+                // Followed to its end for the sake of the status byte.
+                if descriptor.is_write_only() && segment.len != 0 {
+                    self.writable.truncate(MAX_DESCRIPTORS);
+                    self.writable.push(segment);
+                }
+            } else if descriptor.is_write_only() {
+                self.writable.extend((segment.len != 0).then_some(segment));
+            } else if self.writable.is_empty() {
+                self.readable.extend((segment.len != 0).then_some(segment));
+            } else {
+                outcome = Err("readable descriptor after a writable one");
+            }
+            last = Some(descriptor);
+        }
+        match last {
+            None => Err("no descriptors"),
+            Some(descriptor) if descriptor.has_next() => Err("chain breaks off"),
+            Some(descriptor) => {
+                self.status_expected = descriptor.is_write_only();
+                outcome
+            }
+        }
+    }
+
+    /// Splits off the last writable byte, if it is mapped.
+    fn take_status(&mut self, memory: &Memory) -> Option<GuestAddress> {
+        if !self.status_expected {
+            return None;
+        }
+        let last = self.writable.last_mut()?;
+        last.len -= 1;
+        let addr = last.addr.0.checked_add(last.len as u64).map(GuestAddress)?;
+        if last.len == 0 {
+            self.writable.pop();
+        }
+        memory.address_in_range(addr).then_some(addr)
+    }
+
+    fn into_request(mut self, memory: &Arc<Memory>, disk: Disk) -> Result<Request, Refusal> {
+        let header = self.take_header(memory)?;
+        let word =
+            |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let sector = u64::from(word(8)) | u64::from(word(12)) << 32;
+        match word(0) {
+            VIRTIO_BLK_T_IN if !self.readable.is_empty() => {
+                Err(Refusal::Malformed("read into readable memory"))
+            }
+            VIRTIO_BLK_T_IN => {
+                let data = resolve(memory, &self.writable)?;
+                Ok(Request::Read { offset: check_range(sector, data.len(), disk)?, data })
+            }
+            VIRTIO_BLK_T_OUT if disk.read_only => Err(Refusal::Malformed("write to a read-only disk")),
+            VIRTIO_BLK_T_OUT if !self.writable.is_empty() => {
+                Err(Refusal::Malformed("write from writable memory"))
+            }
+            VIRTIO_BLK_T_OUT => {
+                let data = resolve(memory, &self.readable)?;
+                Ok(Request::Write { offset: check_range(sector, data.len(), disk)?, data })
+            }
+            VIRTIO_BLK_T_FLUSH => Ok(Request::Flush),
+            VIRTIO_BLK_T_GET_ID => Ok(Request::GetId { data: resolve(memory, &self.writable)? }),
+            _ => Err(Refusal::Unsupported),
+        }
+    }
+
+    /// Splits off the header, which the guest may have scattered.
+    fn take_header(&mut self, memory: &Memory) -> Result<[u8; HEADER_SIZE], Refusal> {
+        let mut header = [0; HEADER_SIZE];
+        let mut rest = &mut header[..];
+        for segment in &mut self.readable {
+            let (now, later) = rest.split_at_mut(segment.len.min(rest.len()));
+            memory
+                .read_slice(now, segment.addr)
+                .map_err(|_| Refusal::Malformed("header is not in guest memory"))?;
+            // Can wrap only to the address after the last one, and then nothing is left.
+            segment.addr.0 = segment.addr.0.wrapping_add(now.len() as u64);
+            segment.len -= now.len();
+            rest = later;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        if !rest.is_empty() {
+            return Err(Refusal::Malformed("header is too short"));
+        }
+        self.readable.retain(|segment| segment.len != 0);
+        Ok(header)
+    }
+}
+
+/// Where `segments` are mapped. One of them may cross regions of guest memory and become several slices.
+fn resolve(memory: &Arc<Memory>, segments: &[Segment]) -> Result<SharedSlices, Refusal> {
+    let mut slices = Vec::with_capacity(segments.len());
+    let found = segments.iter().try_for_each(|segment| {
+        for slice in memory.get_slices(segment.addr, segment.len) {
+            let Ok(slice) = slice else { return ControlFlow::Break(()) };
+            slices
+                .push(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
+        }
+        ControlFlow::Continue(())
+    });
+    if found.is_break() {
+        return Err(Refusal::Malformed("data is not in guest memory"));
+    }
+    // SAFETY: the slices are within the mappings of `memory`, which the Arc keeps; mappings of guest memory are
+    // readable and writable, and nobody makes references to them.
+    Ok(unsafe { SharedSlices::new(slices, memory.clone()) })
+}
+
+/// The byte offset of a request of `len` bytes.
+fn check_range(sector: u64, len: usize, disk: Disk) -> Result<u64, Refusal> {
+    if !(len as u64).is_multiple_of(SECTOR_SIZE) {
+        return Err(Refusal::Malformed("length is not in whole sectors"));
+    }
+    let offset = sector.checked_mul(SECTOR_SIZE);
+    match offset.and_then(|offset| offset.checked_add(len as u64)) {
+        Some(end) if end <= disk.len => Ok(end - len as u64),
+        _ => Err(Refusal::Malformed("beyond the end of the disk")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1 @@
+//! Chains as no sane driver makes them.

@@ -1,0 +1,42 @@
+//! Every limit of the device, and what happens at it.
+
+/// Bytes of a sector, the unit of request offsets and lengths. Requests that aren't whole sectors fail.
+pub const SECTOR_SIZE: u64 = 512;
+
+/// Queues of a device. The backend library keeps them in a 64-bit mask; more are refused at start.
+pub const MAX_QUEUES: usize = 64;
+
+/// Queues offered by default. QEMU uses one per virtual CPU and doesn't start if it is offered fewer.
+pub const DEFAULT_QUEUES: usize = 16;
+
+/// Descriptors of a ring. A frontend that asks for more is refused.
+pub const MAX_QUEUE_SIZE: usize = 1024;
+
+/// Segments of a request, as the guest is told: what fits, with header and status, into the 128 descriptors of QEMU's
+/// default ring. A guest that exceeds it is served up to [`MAX_DESCRIPTORS`].
+pub const SEGMENTS: u32 = 126;
+
+/// Bytes of a segment, as the guest is told: together with [`SEGMENTS`] it keeps the requests of a well-behaved guest
+/// below [`MAX_COPY`].
+pub const SEGMENT_SIZE: u32 = 128 << 10;
+
+/// Descriptors of a chain. A longer one fails with an I/O error.
+pub const MAX_DESCRIPTORS: usize = 1024;
+
+/// Bytes of a write that has to be copied. A longer one fails with an I/O error.
+pub const MAX_COPY: usize = 64 << 20;
+
+/// Bytes held back per queue for a verdict. Beyond it the queue takes no further requests until one is answered.
+pub const MAX_HELD: usize = 128 << 20;
+
+/// Requests that are taken from a ring before completions are delivered and the stop signal is looked at.
+pub const BATCH: usize = 16;
+
+/// Complaints about one queue of one connection. Further ones are dropped: a guest must not be able to fill the log.
+pub const MAX_COMPLAINTS: u32 = 20;
+
+/// Bytes of the serial number.
+pub const SERIAL_SIZE: usize = 20;
+
+const _: () = assert!((SEGMENTS as usize) * (SEGMENT_SIZE as usize) <= MAX_COPY);
+const _: () = assert!(MAX_COPY <= MAX_HELD);

@@ -1,0 +1,39 @@
+//! The vhost-user-blk device: serves an image to a guest and asks a [`Tap`](crate::tap::Tap) about every write.
+//!
+//! The only module that knows virtio and vhost-user: rings, descriptors, guest memory, feature bits. It knows nothing
+//! about btrfs, nor about what the tap does.
+//!
+//! A [`Server`] lives as long as the process and owns the socket; each connection gets a session of its own, with
+//! new rings, threads and engines, so that nothing of a guest that is gone can reach the next one.
+//!
+//! ```text
+//! server ── session ── backend ── worker (one per queue and thread) ── chain, engine, tap
+//!    │         └── bridge (only for --fd with a connected socket)
+//!  socket, stop
+//! ```
+
+mod backend;
+mod bridge;
+mod chain;
+mod config;
+mod held;
+pub mod limits;
+mod server;
+mod session;
+mod socket;
+mod stop;
+mod worker;
+
+pub use server::{DeviceError, DeviceOptions, Server, SessionEnd};
+pub use socket::Socket;
+pub use stop::StopHandle;
+
+use vhost_user_backend::VringMutex;
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+/// Guest memory as one memory table maps it. No dirty bitmap: live migration isn't offered.
+type Memory = GuestMemoryMmap<()>;
+/// Guest memory whose table the frontend may replace at any time.
+type MemorySpace = GuestMemoryAtomic<Memory>;
+/// A ring and its event descriptors.
+type Vring = VringMutex<MemorySpace>;

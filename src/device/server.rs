@@ -1,0 +1,185 @@
+//! What lives as long as the process: the socket, the image, the tap; one session after the other.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use tracing::warn;
+use vhost::vhost_user::Listener;
+use vm_memory::GuestMemoryAtomic;
+
+use super::backend::Backend;
+use super::bridge::Bridge;
+use super::chain::Disk;
+use super::limits::{DEFAULT_QUEUES, MAX_QUEUES, SECTOR_SIZE, SERIAL_SIZE};
+use super::session;
+use super::socket::{Bound, Socket, SocketFile, into_vhost_listener};
+use super::stop::StopHandle;
+use super::worker::Shared;
+use super::{Memory, MemorySpace};
+use crate::image::Image;
+use crate::tap::Tap;
+
+/// What can be chosen about a device.
+#[derive(Debug, Clone)]
+pub struct DeviceOptions {
+    /// Queues offered, 1 to [`MAX_QUEUES`]; the frontend decides how many it uses.
+    pub num_queues: usize,
+    /// Serial number; what exceeds [`SERIAL_SIZE`] bytes is cut off.
+    pub serial: String,
+}
+
+impl Default for DeviceOptions {
+    fn default() -> Self {
+        Self { num_queues: DEFAULT_QUEUES, serial: "btrfs-shadow".to_owned() }
+    }
+}
+
+/// Why a device can't be served. What a guest or a frontend does wrong is not among it.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The socket can't be used.
+    #[error("{0}")]
+    Socket(#[source] io::Error),
+    /// An option is out of range.
+    #[error("{0}")]
+    Options(String),
+    /// A session lacks a resource.
+    #[error("cannot set up a session: {0}")]
+    Session(#[source] io::Error),
+    /// The vhost-user library can't go on.
+    #[error("{what}: {cause}")]
+    Library {
+        /// What was to be done.
+        what: &'static str,
+        /// The library's words; its error type is none in the sense of Rust.
+        cause: String,
+    },
+}
+
+impl DeviceError {
+    pub(super) fn library(what: &'static str) -> impl FnOnce(vhost_user_backend::Error) -> Self {
+        move |error| Self::Library { what, cause: error.to_string() }
+    }
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionEnd {
+    /// The frontend is gone, and every request it made is finished. Another may come.
+    Disconnected,
+    /// The stop signal was given, before or during a session.
+    Stopped,
+    /// There was no session and there won't be another: the socket was inherited connected, and was used.
+    Exhausted,
+}
+
+/// Serves one disk, to one frontend after the other.
+pub struct Server {
+    door: Door,
+    image: Arc<dyn Image>,
+    tap: Arc<dyn Tap>,
+    options: DeviceOptions,
+}
+
+/// Where frontends come in.
+enum Door {
+    Listening { listener: Listener, _file: Option<SocketFile> },
+    Connected(Option<UnixStream>),
+}
+
+impl Server {
+    /// Takes over the socket. Frontends can connect from now on, and wait until they are served.
+    pub fn bind(
+        socket: Socket,
+        image: Arc<dyn Image>,
+        tap: Arc<dyn Tap>,
+        options: DeviceOptions,
+    ) -> Result<Self, DeviceError> {
+        if options.num_queues == 0 || options.num_queues > MAX_QUEUES {
+            return Err(DeviceError::Options(format!("the number of queues must be 1 to {MAX_QUEUES}")));
+        }
+        if !image.len().is_multiple_of(SECTOR_SIZE) {
+            warn!(
+                bytes = image.len() % SECTOR_SIZE,
+                "the image's last bytes are no whole sector and not served"
+            );
+        }
+        let door = match socket.bind().map_err(DeviceError::Socket)? {
+            Bound::Listening(listener, file) => {
+                Door::Listening { listener: into_vhost_listener(listener), _file: file }
+            }
+            Bound::Connected(stream) => Door::Connected(Some(stream)),
+        };
+        Ok(Self { door, image, tap, options })
+    }
+
+    /// Serves one connection, from accept to disconnect.
+    ///
+    /// The tap is told when the connection begins, and that it has ended when every request, held writes included,
+    /// is finished; until the tap has answered a held write this doesn't return.
+    pub fn serve_one(&mut self, stop: &StopHandle) -> Result<SessionEnd, DeviceError> {
+        let (core, tap) = (Core { image: &self.image, options: &self.options }, &self.tap);
+        match &mut self.door {
+            Door::Listening { listener, .. } => {
+                if !stop.wait_for(listener.as_raw_fd()).map_err(DeviceError::Socket)? {
+                    return Ok(SessionEnd::Stopped);
+                }
+                core.serve(tap, listener, stop)?;
+            }
+            Door::Connected(stream) => {
+                if stop.is_triggered() {
+                    return Ok(SessionEnd::Stopped);
+                }
+                let Some(stream) = stream.take() else { return Ok(SessionEnd::Exhausted) };
+                let (_bridge, listener) = Bridge::new(stream).map_err(DeviceError::Socket)?;
+                core.serve(tap, &mut into_vhost_listener(listener), stop)?;
+            }
+        }
+        Ok(if stop.is_triggered() { SessionEnd::Stopped } else { SessionEnd::Disconnected })
+    }
+}
+
+/// What every session is made from.
+struct Core<'a> {
+    image: &'a Arc<dyn Image>,
+    options: &'a DeviceOptions,
+}
+
+impl Core<'_> {
+    fn serve(
+        &self,
+        tap: &Arc<dyn Tap>,
+        listener: &mut Listener,
+        stop: &StopHandle,
+    ) -> Result<(), DeviceError> {
+        let memory: MemorySpace = GuestMemoryAtomic::new(Memory::new());
+        let shared = Arc::new(Shared {
+            tap: tap.clone(),
+            disk: Disk {
+                len: self.image.len() / SECTOR_SIZE * SECTOR_SIZE,
+                read_only: self.image.read_only(),
+            },
+            serial: serial(&self.options.serial),
+            memory: memory.clone(),
+            closing: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
+            write_through: AtomicBool::new(false),
+        });
+        let backend = Backend::new(shared, self.image.as_ref(), self.options.num_queues);
+        let backend = Arc::new(backend.map_err(DeviceError::Session)?);
+        tap.connected();
+        let outcome = session::serve(backend, memory, listener, stop);
+        tap.disconnected();
+        outcome
+    }
+}
+
+/// The serial number as GET_ID delivers it: padded with zeros, not terminated if there is no room.
+fn serial(text: &str) -> Vec<u8> {
+    let mut serial = text.as_bytes()[..text.len().min(SERIAL_SIZE)].to_vec();
+    serial.resize(SERIAL_SIZE, 0);
+    serial
+}

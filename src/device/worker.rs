@@ -1,0 +1,411 @@
+//! One queue: takes requests off its ring, has them carried out, and answers them.
+//!
+//! A worker is driven by its thread; the session's main thread takes its place only to wait until nothing is in
+//! flight any more. Both do so under the worker's lock, so each step here has the queue to itself.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tracing::warn;
+use vhost_user_backend::{VringState, VringT};
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+
+use super::chain::{self, Disk, Refusal, Request};
+use super::held::Answers;
+use super::limits::{BATCH, MAX_COMPLAINTS, MAX_COPY, MAX_HELD};
+use super::stop::wait_readable;
+use super::{Memory, MemorySpace, Vring};
+use crate::engine::{Buffer, Completion, Engine, SharedSlices};
+use crate::tap::{CopyFate, Tap, WritePlan};
+
+const OK: u8 = VIRTIO_BLK_S_OK as u8;
+const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
+
+/// What all workers of a session share.
+pub(super) struct Shared {
+    pub(super) tap: Arc<dyn Tap>,
+    pub(super) disk: Disk,
+    pub(super) serial: Vec<u8>,
+    pub(super) memory: MemorySpace,
+    /// No more requests are taken.
+    pub(super) closing: AtomicBool,
+    /// The frontend is gone: its rings aren't touched any more, because it may already have handed them on.
+    pub(super) abandoned: AtomicBool,
+    /// The guest has no flush: a write is durable before it is answered.
+    pub(super) write_through: AtomicBool,
+}
+
+/// A request in flight.
+struct Pending {
+    head: u16,
+    memory: Arc<Memory>,
+    status: Option<GuestAddress>,
+    stage: Stage,
+}
+
+/// What a request in flight is waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Not handed over to anything yet.
+    New,
+    Read {
+        len: u32,
+    },
+    Write {
+        offset: u64,
+        len: u64,
+    },
+    /// The tap's answer.
+    Held {
+        len: usize,
+    },
+    Flush,
+}
+
+/// The state of one queue.
+pub(super) struct Worker {
+    queue: usize,
+    shared: Arc<Shared>,
+    engine: Box<dyn Engine>,
+    answers: Arc<Answers>,
+    /// Known once the ring has been used.
+    vring: Option<Vring>,
+    pending: HashMap<u64, Pending>,
+    next_token: u64,
+    held_bytes: usize,
+    unsignalled: bool,
+    complaints: u32,
+}
+
+impl Worker {
+    pub(super) fn new(queue: usize, shared: Arc<Shared>, engine: Box<dyn Engine>) -> io::Result<Self> {
+        Ok(Self {
+            queue,
+            shared,
+            engine,
+            answers: Answers::new()?,
+            vring: None,
+            pending: HashMap::new(),
+            next_token: 0,
+            held_bytes: 0,
+            unsignalled: false,
+            complaints: 0,
+        })
+    }
+
+    /// Descriptors that are readable when [`Self::run`] has something to do besides the ring: answers, completions.
+    pub(super) fn notifiers(&self) -> (RawFd, Option<RawFd>) {
+        (self.answers.notifier(), self.engine.notifier().map(|fd| fd.as_raw_fd()))
+    }
+
+    /// Does everything there is to do.
+    pub(super) fn run(&mut self, vring: &Vring) {
+        self.vring.get_or_insert_with(|| vring.clone());
+        self.reap();
+        self.serve_ring(vring);
+        self.signal();
+    }
+
+    /// Waits until nothing is in flight. The ring must have been stopped, or the session closed.
+    pub(super) fn quiesce(&mut self) {
+        loop {
+            self.reap();
+            self.signal();
+            if self.pending.is_empty() {
+                return;
+            }
+            let (answers, engine) = self.notifiers();
+            if let Err(error) = wait_readable(&[answers, engine.unwrap_or(-1)]) {
+                // Can't happen with valid descriptors; going round again is all that can be done.
+                warn!(queue = self.queue, %error, "cannot wait for requests in flight");
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+        }
+    }
+
+    /// Takes requests until there are none, or none may be taken.
+    fn serve_ring(&mut self, vring: &Vring) {
+        let mut announced = false;
+        loop {
+            // Without it there is only a kick too many.
+            let _ = on_live_ring(vring, |state| state.disable_notification());
+            let mut taken_any = false;
+            loop {
+                if self.shared.closing.load(Ordering::Acquire) || self.is_full(vring) {
+                    return;
+                }
+                let taken = self.take_batch(vring);
+                self.engine.submit();
+                self.reap();
+                self.signal();
+                taken_any |= taken != 0;
+                if taken < BATCH {
+                    break;
+                }
+            }
+            // A ring that announces requests but yields none is broken; asking again would never end.
+            if announced && !taken_any {
+                return;
+            }
+            match on_live_ring(vring, |state| state.enable_notification()) {
+                Some(Ok(true)) => announced = true,
+                Some(Ok(false)) | None => return,
+                Some(Err(error)) => return self.complain(format_args!("ring is not accessible: {error}")),
+            }
+        }
+    }
+
+    /// Whether the guest has to wait: for its own sake the ring can't have more requests in flight than it has
+    /// descriptors, and what is held for a verdict takes memory.
+    fn is_full(&self, vring: &Vring) -> bool {
+        self.pending.len() >= usize::from(vring.get_ref().get_queue().size()) || self.held_bytes >= MAX_HELD
+    }
+
+    fn take_batch(&mut self, vring: &Vring) -> usize {
+        for taken in 0..BATCH {
+            if self.held_bytes >= MAX_HELD {
+                return taken;
+            }
+            let memory = self.shared.memory.memory().into_inner();
+            let Some(chain) = self.pop(vring, &memory) else { return taken };
+            self.start(chain, memory);
+        }
+        BATCH
+    }
+
+    fn pop(&mut self, vring: &Vring, memory: &Arc<Memory>) -> Option<DescriptorChain<Arc<Memory>>> {
+        let next = on_live_ring(vring, |state| {
+            state.get_queue_mut().iter(memory.clone()).map(|mut available| available.next())
+        })?;
+        next.unwrap_or_else(|error| {
+            self.complain(format_args!("broken ring: {error}"));
+            None
+        })
+    }
+
+    fn start(&mut self, chain: DescriptorChain<Arc<Memory>>, memory: Arc<Memory>) {
+        let head = chain.head_index();
+        let parsed = chain::parse(chain, &memory, self.shared.disk);
+        let pending = Pending { head, memory, status: parsed.status, stage: Stage::New };
+        match parsed.request {
+            Err(refusal) => {
+                if let Refusal::Malformed(reason) = refusal {
+                    self.complain(format_args!("refused a request: {reason}"));
+                }
+                self.answer(pending, refusal.status(), 0);
+            }
+            Ok(request) => {
+                let token = self.next_token;
+                self.next_token += 1;
+                self.pending.insert(token, pending);
+                if self.guarded(|worker| worker.carry_out(token, request)).is_none() {
+                    self.finish(token, IOERR, 0);
+                }
+            }
+        }
+    }
+
+    fn carry_out(&mut self, token: u64, request: Request) {
+        match request {
+            Request::Read { data, .. } | Request::Write { data, .. } if data.is_empty() => {
+                self.finish(token, OK, 0);
+            }
+            Request::Read { offset, data } => {
+                // A chain is shorter than 4 GiB.
+                self.set_stage(token, Stage::Read { len: data.len() as u32 });
+                self.engine.read_vectored(offset, Buffer::Shared(data), token);
+            }
+            Request::Write { offset, data } => self.write(token, offset, data),
+            Request::Flush => self.flush(token),
+            Request::GetId { mut data } => {
+                let filled = data.fill(&self.shared.serial);
+                self.finish(token, OK, filled as u32);
+            }
+        }
+    }
+
+    fn write(&mut self, token: u64, offset: u64, data: SharedSlices) {
+        let tap = self.shared.tap.clone();
+        let len = data.len();
+        let stage = Stage::Write { offset, len: len as u64 };
+        let plan = tap.plan(offset, len as u64);
+        if plan == WritePlan::Direct {
+            self.set_stage(token, stage);
+            return self.engine.write_vectored(offset, Buffer::Shared(data), token);
+        }
+        if len > MAX_COPY {
+            self.complain(format_args!("refused a write of {len} bytes that has to be copied"));
+            return self.finish(token, IOERR, 0);
+        }
+        let mut bytes = data.to_vec();
+        let fate = tap.copied(offset, &mut bytes);
+        // The rest of the request was checked against the disk's size for this length.
+        bytes.truncate(len);
+        match (fate, plan) {
+            (CopyFate::Lose, _) => self.finish(token, OK, 0),
+            (CopyFate::Write, WritePlan::Hold) => {
+                self.held_bytes += len;
+                self.set_stage(token, Stage::Held { len });
+                tap.hold(offset, bytes, self.answers.callback(token));
+            }
+            (CopyFate::Write, _) => {
+                self.set_stage(token, stage);
+                self.engine.write_vectored(offset, Buffer::Owned(bytes), token);
+            }
+        }
+    }
+
+    fn flush(&mut self, token: u64) {
+        self.set_stage(token, Stage::Flush);
+        self.engine.flush(token);
+    }
+
+    /// Handles completions and answers until there are none.
+    fn reap(&mut self) {
+        let (mut completions, mut answers) = (Vec::new(), Vec::new());
+        loop {
+            self.engine.completions(&mut completions);
+            self.answers.take(&mut answers);
+            if completions.is_empty() && answers.is_empty() {
+                return;
+            }
+            for completion in completions.drain(..) {
+                let token = completion.token;
+                if self.guarded(|worker| worker.completed(completion)).is_none() {
+                    self.finish(token, IOERR, 0);
+                }
+            }
+            for (token, result) in answers.drain(..) {
+                self.answered(token, result);
+            }
+            // What was completed may have been followed up by a flush.
+            self.engine.submit();
+        }
+    }
+
+    fn completed(&mut self, completion: Completion) {
+        let Completion { token, result, buffer } = completion;
+        let Some(stage) = self.pending.get(&token).map(|pending| pending.stage) else { return };
+        if let Err(error) = &result {
+            warn!(queue = self.queue, request = ?stage, %error, "I/O error");
+        }
+        let tap = self.shared.tap.clone();
+        match (stage, result, buffer) {
+            (Stage::Read { len }, Ok(()), _) => self.finish(token, OK, len),
+            (Stage::Write { offset, .. }, Ok(()), buffer) => {
+                if let Some(Buffer::Owned(bytes)) = buffer {
+                    tap.written(offset, bytes);
+                }
+                self.written(token);
+            }
+            (Stage::Write { offset, len }, Err(_), buffer) => {
+                if let Some(Buffer::Owned(_)) = buffer {
+                    tap.write_failed(offset, len);
+                }
+                self.finish(token, IOERR, 0);
+            }
+            (Stage::Flush, Ok(()), _) => {
+                tap.flushed();
+                self.finish(token, OK, 0);
+            }
+            _ => self.finish(token, IOERR, 0),
+        }
+    }
+
+    /// The tap has answered a held write.
+    fn answered(&mut self, token: u64, result: io::Result<()>) {
+        let Some(Stage::Held { len }) = self.pending.get(&token).map(|pending| pending.stage) else { return };
+        self.held_bytes -= len;
+        self.set_stage(token, Stage::New);
+        match result {
+            Ok(()) => self.written(token),
+            Err(error) => {
+                warn!(queue = self.queue, %error, "a held write was not carried out");
+                self.finish(token, IOERR, 0);
+            }
+        }
+    }
+
+    fn written(&mut self, token: u64) {
+        if self.shared.write_through.load(Ordering::Acquire) {
+            self.flush(token);
+        } else {
+            self.finish(token, OK, 0);
+        }
+    }
+
+    fn set_stage(&mut self, token: u64, stage: Stage) {
+        if let Some(pending) = self.pending.get_mut(&token) {
+            pending.stage = stage;
+        }
+    }
+
+    /// Answers a request in flight; `len` bytes of data were written into guest memory.
+    fn finish(&mut self, token: u64, status: u8, len: u32) {
+        // A request that was answered after a panic may still get a completion.
+        if let Some(pending) = self.pending.remove(&token) {
+            if let Stage::Held { len } = pending.stage {
+                self.held_bytes -= len;
+            }
+            self.answer(pending, status, len);
+        }
+    }
+
+    fn answer(&mut self, pending: Pending, status: u8, len: u32) {
+        if self.shared.abandoned.load(Ordering::Acquire) {
+            return;
+        }
+        let Some(vring) = &self.vring else { return };
+        let told = pending.status.is_some_and(|addr| pending.memory.write_obj(status, addr).is_ok());
+        let used = if told { len.saturating_add(1) } else { 0 };
+        match vring.add_used(pending.head, used) {
+            Ok(()) => self.unsignalled = true,
+            Err(error) => self.complain(format_args!("cannot answer a request: {error}")),
+        }
+    }
+
+    /// Tells the guest about answers, unless it doesn't want to know.
+    fn signal(&mut self) {
+        if !std::mem::take(&mut self.unsignalled) || self.shared.abandoned.load(Ordering::Acquire) {
+            return;
+        }
+        let Some(vring) = &self.vring else { return };
+        if vring.needs_notification().unwrap_or(true)
+            && let Err(error) = vring.signal_used_queue()
+        {
+            self.complain(format_args!("cannot notify the guest: {error}"));
+        }
+    }
+
+    /// Runs what calls into the tap; a panic there costs one request, not the queue.
+    fn guarded<R>(&mut self, step: impl FnOnce(&mut Self) -> R) -> Option<R> {
+        let outcome = catch_unwind(AssertUnwindSafe(|| step(self))).ok();
+        if outcome.is_none() {
+            self.complain(format_args!("a request failed with a panic"));
+        }
+        outcome
+    }
+
+    fn complain(&mut self, what: fmt::Arguments<'_>) {
+        self.complaints = self.complaints.saturating_add(1);
+        if self.complaints <= MAX_COMPLAINTS {
+            let last =
+                if self.complaints == MAX_COMPLAINTS { " (no more of these will be logged)" } else { "" };
+            warn!(queue = self.queue, "{what}{last}");
+        }
+    }
+}
+
+/// Does `step` if the ring may be used at all. It is looked at under the ring's lock, so that once a ring has been
+/// stopped nothing is taken from it and nothing is written to where it was.
+fn on_live_ring<R>(vring: &Vring, step: impl FnOnce(&mut VringState<MemorySpace>) -> R) -> Option<R> {
+    let mut state = vring.get_mut();
+    (state.is_enabled() && state.get_queue().ready()).then(|| step(&mut state))
+}

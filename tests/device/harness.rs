@@ -1,0 +1,238 @@
+//! A device served in this process, and a tap that does what a test tells it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use btrfs_shadow::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle};
+use btrfs_shadow::image::{Image, RawImage};
+use btrfs_shadow::tap::{CopyFate, HoldDone, Tap, WritePlan};
+use tempfile::TempDir;
+
+/// Longer than anything here takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub const SIZE: u64 = 16 << 20;
+
+/// What the tap was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    Connected,
+    Disconnected,
+    Copied(u64, usize),
+    Written(u64, usize),
+    WriteFailed(u64, u64),
+    Flushed,
+    Held(u64, usize),
+}
+
+type Plan = Box<dyn Fn(u64, u64) -> WritePlan + Send + Sync>;
+
+/// A tap with a plan, a memory of what it was told, and writes that it holds.
+pub struct TestTap {
+    plan: Plan,
+    image: Arc<dyn Image>,
+    /// Held writes are answered within `hold`.
+    answer_at_once: bool,
+    /// Copied writes at this offset are lost, and at the next sector panic.
+    trouble: Option<u64>,
+    events: Mutex<Vec<Event>>,
+    held: Mutex<Vec<(u64, Vec<u8>, HoldDone)>>,
+    changed: Condvar,
+}
+
+impl TestTap {
+    pub fn events(&self) -> Vec<Event> {
+        self.events.lock().unwrap().clone()
+    }
+
+    fn record(&self, event: Event) {
+        self.events.lock().unwrap().push(event);
+        self.changed.notify_all();
+    }
+
+    pub fn wait_for(&self, event: Event) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut events = self.events.lock().unwrap();
+        while !events.contains(&event) {
+            let left = deadline.checked_duration_since(Instant::now()).expect("waited too long");
+            events = self.changed.wait_timeout(events, left).unwrap().0;
+        }
+    }
+
+    /// Writes and answers the oldest held write.
+    pub fn release(&self) {
+        let (offset, bytes, done) = self.held.lock().unwrap().remove(0);
+        done(self.image.write_at(&bytes, offset));
+    }
+
+    /// Answers the oldest held write with an error.
+    pub fn refuse(&self) {
+        let (_, _, done) = self.held.lock().unwrap().remove(0);
+        done(Err(io::Error::other("refused")));
+    }
+
+    /// Drops the oldest held write without an answer.
+    pub fn forget(&self) {
+        drop(self.held.lock().unwrap().remove(0));
+    }
+
+    pub fn held(&self) -> usize {
+        self.held.lock().unwrap().len()
+    }
+}
+
+impl Tap for TestTap {
+    fn plan(&self, offset: u64, len: u64) -> WritePlan {
+        (self.plan)(offset, len)
+    }
+
+    fn copied(&self, offset: u64, bytes: &mut Vec<u8>) -> CopyFate {
+        if self.trouble.is_some_and(|trouble| trouble + 512 == offset) {
+            panic!("planted");
+        }
+        self.record(Event::Copied(offset, bytes.len()));
+        if self.trouble == Some(offset) { CopyFate::Lose } else { CopyFate::Write }
+    }
+
+    fn written(&self, offset: u64, bytes: Vec<u8>) {
+        // The contract: the image already holds them.
+        let mut on_disk = vec![0; bytes.len()];
+        self.image.read_at(&mut on_disk, offset).unwrap();
+        assert!(on_disk == bytes || self.events.lock().unwrap().len() > 1000);
+        self.record(Event::Written(offset, bytes.len()));
+    }
+
+    fn write_failed(&self, offset: u64, len: u64) {
+        self.record(Event::WriteFailed(offset, len));
+    }
+
+    fn flushed(&self) {
+        self.record(Event::Flushed);
+    }
+
+    fn hold(&self, offset: u64, bytes: Vec<u8>, done: HoldDone) {
+        let len = bytes.len();
+        if self.answer_at_once {
+            done(self.image.write_at(&bytes, offset));
+        } else {
+            self.held.lock().unwrap().push((offset, bytes, done));
+        }
+        self.record(Event::Held(offset, len));
+    }
+
+    fn connected(&self) {
+        self.record(Event::Connected);
+    }
+
+    fn disconnected(&self) {
+        self.record(Event::Disconnected);
+    }
+}
+
+/// How a device is to be made.
+pub struct Setup {
+    pub plan: Plan,
+    pub answer_at_once: bool,
+    pub trouble: Option<u64>,
+    pub read_only: bool,
+    pub options: DeviceOptions,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            plan: Box::new(|_, _| WritePlan::Direct),
+            answer_at_once: false,
+            trouble: None,
+            read_only: false,
+            options: DeviceOptions { num_queues: 4, ..Default::default() },
+        }
+    }
+}
+
+impl Setup {
+    pub fn plan(plan: impl Fn(u64, u64) -> WritePlan + Send + Sync + 'static) -> Self {
+        Self { plan: Box::new(plan), ..Self::default() }
+    }
+
+    pub fn start(self) -> Device {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        file.set_len(SIZE).unwrap();
+        let image: Arc<dyn Image> = Arc::new(RawImage::open(&path, self.read_only).unwrap());
+        let tap = Arc::new(TestTap {
+            plan: self.plan,
+            image: image.clone(),
+            answer_at_once: self.answer_at_once,
+            trouble: self.trouble,
+            events: Mutex::default(),
+            held: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let socket = dir.path().join("vhost.sock");
+        let stop = StopHandle::new().unwrap();
+        let mut server =
+            Server::bind(Socket::Path(socket.clone()), image, tap.clone(), self.options).unwrap();
+        let signal = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut sessions = 0;
+            while server.serve_one(&signal).unwrap() == SessionEnd::Disconnected {
+                sessions += 1;
+            }
+            sessions
+        });
+        Device { tap, socket, stop, file, thread: Some(thread), _dir: dir }
+    }
+}
+
+/// A device that is being served.
+pub struct Device {
+    pub tap: Arc<TestTap>,
+    pub socket: PathBuf,
+    pub stop: StopHandle,
+    file: File,
+    thread: Option<JoinHandle<usize>>,
+    _dir: TempDir,
+}
+
+impl Device {
+    /// What the image holds.
+    pub fn on_disk(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.file.read_exact_at(&mut bytes, offset).unwrap();
+        bytes
+    }
+
+    pub fn put_on_disk(&self, offset: u64, bytes: &[u8]) {
+        self.file.write_all_at(bytes, offset).unwrap();
+    }
+
+    /// Stops serving; how many sessions ended by themselves before.
+    pub fn finish(&mut self) -> usize {
+        self.stop.trigger();
+        let thread = self.thread.take().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while !thread.is_finished() {
+            assert!(Instant::now() < deadline, "the device doesn't stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        thread.join().unwrap()
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.stop.trigger();
+        if let Some(thread) = self.thread.take()
+            && !std::thread::panicking()
+        {
+            thread.join().unwrap();
+        }
+    }
+}
