@@ -1,0 +1,228 @@
+//! Making the snapshot of a commit: at attach from nothing, later from the one before.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parser::dev::DevItem;
+use parser::key::item;
+use parser::superblock::{compat_ro, incompat};
+use parser::{Chunk, ChunkItem, ChunkMap, ParseError, RootItem, SuperBlock, Uuid};
+use thiserror::Error;
+
+use crate::codes::Code;
+use crate::forest::{BlockProblem, Expect, Forest, Geometry, RootId, Snapshot};
+use crate::source::BlockSource;
+use crate::tree::{Cursor, ItemRef, diff};
+use crate::violation::Violation;
+
+/// Why no file system could be opened from a super block.
+#[derive(Debug, Error)]
+pub enum AttachError {
+    /// The super block itself is unusable.
+    #[error("super block: {0}")]
+    SuperBlock(#[from] ParseError),
+    /// Its checksum is wrong.
+    #[error("super block: checksum verify failed")]
+    Checksum,
+    /// The system chunk array, chunk tree or root tree can't be read.
+    #[error("can't read the {tree}: {}", problems.first().map_or_else(String::new, ToString::to_string))]
+    Tree {
+        /// Which of them.
+        tree: &'static str,
+        /// All that was found, at least one.
+        problems: Vec<BlockProblem>,
+    },
+}
+
+impl std::fmt::Display for BlockProblem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            BlockProblem::Violation(violation) => violation.fmt(f),
+            BlockProblem::Unknown(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// What of a file system the program's rules cover.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// Why references are not verified; empty where they are.
+    pub gaps: Vec<String>,
+}
+
+impl Coverage {
+    /// Whether commits can be verified.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.gaps.is_empty()
+    }
+
+    /// From the feature bits. A feature that the program has never heard of may change any rule.
+    #[must_use]
+    pub fn new(geometry: &Geometry) -> Self {
+        const OTHER_RULES: u64 = incompat::EXTENT_TREE_V2 | incompat::REMAP_TREE | incompat::ZONED;
+        let mut gaps = Vec::new();
+        for (bit, name) in incompat::names(geometry.incompat) {
+            match name {
+                None => gaps.push(format!("unknown incompat feature {bit:#x}")),
+                Some(name) if bit & OTHER_RULES != 0 => {
+                    gaps.push(format!("incompat feature {name} has other rules"))
+                }
+                Some(_) => {}
+            }
+        }
+        for (bit, name) in compat_ro::names(geometry.compat_ro) {
+            if name.is_none() {
+                gaps.push(format!("unknown compat_ro feature {bit:#x}"));
+            }
+        }
+        Coverage { gaps }
+    }
+}
+
+/// Opens the file system that a super block describes.
+///
+/// # Errors
+/// [`AttachError`] where it can't be opened.
+pub fn load(superblock: &[u8], source: &dyn BlockSource) -> Result<Snapshot, AttachError> {
+    let mut snapshot = provisional(superblock)?;
+    load_chunks(&mut snapshot, source)?;
+    let root_tree = snapshot.super_view().map(|view| Expect::root_tree(&view));
+    let mut roots = BTreeMap::new();
+    let mut cursor = Cursor::new(Forest::new(&snapshot, source), root_tree);
+    let mut problems = Vec::new();
+    while let Some(found) = cursor.next_item() {
+        if let Some((id, parsed)) = root_item(&found) {
+            match parsed {
+                Ok(root) => drop(roots.insert(id, root)),
+                Err(violation) => problems.push(BlockProblem::Violation(violation)),
+            }
+        }
+    }
+    problems.extend(cursor.into_problems());
+    if !problems.is_empty() {
+        return Err(AttachError::Tree { tree: "root tree", problems });
+    }
+    snapshot.roots = roots;
+    Ok(snapshot)
+}
+
+/// The snapshot of the commit after `old`, reading only what changed.
+///
+/// # Errors
+/// [`AttachError`] where the new trees can't be read.
+pub fn advance(old: &Snapshot, superblock: &[u8], source: &dyn BlockSource) -> Result<Snapshot, AttachError> {
+    let mut snapshot = provisional(superblock)?;
+    let chunk_root = |snapshot: &Snapshot| {
+        snapshot.super_view().map(|view| (view.chunk_root(), view.chunk_root_generation()))
+    };
+    if chunk_root(old) == chunk_root(&snapshot) {
+        snapshot.chunks = Arc::clone(&old.chunks);
+        snapshot.seed_uuids.clone_from(&old.seed_uuids);
+    } else {
+        load_chunks(&mut snapshot, source)?;
+    }
+    let mut roots = old.roots.clone();
+    let mut problems = Vec::new();
+    let side = |snapshot: &Snapshot| snapshot.super_view().map(|view| Expect::root_tree(&view));
+    let (from, to) = (side(old), side(&snapshot));
+    let unread = diff((Forest::new(old, source), from), (Forest::new(&snapshot, source), to), |change| {
+        if let Some((id, _)) = change.before().and_then(root_item) {
+            roots.remove(&id);
+        }
+        match change.after().and_then(root_item) {
+            Some((id, Ok(root))) => drop(roots.insert(id, root)),
+            Some((_, Err(violation))) => problems.push(BlockProblem::Violation(violation)),
+            None => {}
+        }
+    });
+    problems.extend(unread);
+    if !problems.is_empty() {
+        return Err(AttachError::Tree { tree: "root tree", problems });
+    }
+    snapshot.roots = roots;
+    Ok(snapshot)
+}
+
+/// A snapshot that knows its super block and nothing else.
+fn provisional(superblock: &[u8]) -> Result<Snapshot, AttachError> {
+    let view = SuperBlock::parse(superblock)?;
+    if !view.verify_csum() {
+        return Err(AttachError::Checksum);
+    }
+    Ok(Snapshot {
+        superblock: view.bytes().into(),
+        geometry: Geometry::new(&view)?,
+        generation: view.generation(),
+        chunks: Arc::default(),
+        seed_uuids: Vec::new(),
+        roots: BTreeMap::new(),
+    })
+}
+
+/// Reads the chunk map: from the super block's array first, then, through it, from the chunk tree.
+fn load_chunks(snapshot: &mut Snapshot, source: &dyn BlockSource) -> Result<(), AttachError> {
+    let bad = |message: String, bytenr| {
+        let violation = Violation::new(Code::TreeChunkItem, bytenr, 0, message);
+        BlockProblem::Violation(Box::new(violation))
+    };
+    let mut system = Vec::new();
+    let Some(view) = snapshot.super_view() else { return Err(AttachError::Checksum) };
+    for entry in view.sys_chunks() {
+        match entry {
+            Ok((logical, chunk)) => system.push(Chunk::new(logical, &chunk)),
+            Err(error) => {
+                let problems = vec![bad(error.to_string(), 0)];
+                return Err(AttachError::Tree { tree: "system chunk array", problems });
+            }
+        }
+    }
+    let chunk_tree = Expect::chunk_tree(&view);
+    let overlap = |tree, error: parser::map::Overlap| AttachError::Tree {
+        tree,
+        problems: vec![bad(error.to_string(), error.second)],
+    };
+    snapshot.chunks = Arc::new(ChunkMap::new(system).map_err(|error| overlap("system chunk array", error))?);
+
+    let mut chunks = Vec::new();
+    let mut seed_uuids: Vec<Uuid> = Vec::new();
+    let mut problems = Vec::new();
+    let mut cursor = Cursor::new(Forest::new(snapshot, source), Some(chunk_tree));
+    while let Some(found) = cursor.next_item() {
+        match found.key.item_type {
+            item::CHUNK_ITEM => match ChunkItem::parse(found.data()) {
+                Ok(chunk) => chunks.push(Chunk::new(found.key.offset, &chunk)),
+                Err(error) => problems.push(bad(format!("{}: {error}", found.key), found.key.offset)),
+            },
+            item::DEV_ITEM => {
+                if let Ok(device) = DevItem::parse(found.data())
+                    && device.fsid != snapshot.geometry.metadata_uuid
+                {
+                    seed_uuids.push(device.fsid);
+                }
+            }
+            _ => {}
+        }
+    }
+    problems.extend(cursor.into_problems());
+    if !problems.is_empty() {
+        return Err(AttachError::Tree { tree: "chunk tree", problems });
+    }
+    snapshot.chunks = Arc::new(ChunkMap::new(chunks).map_err(|error| overlap("chunk tree", error))?);
+    snapshot.seed_uuids = seed_uuids;
+    Ok(())
+}
+
+/// The root item that `found` is, if it is one.
+fn root_item(found: &ItemRef) -> Option<(RootId, Result<RootItem, Box<Violation>>)> {
+    if found.key.item_type != item::ROOT_ITEM {
+        return None;
+    }
+    let id = RootId { tree: found.key.objectid, offset: found.key.offset };
+    let parsed = RootItem::parse(found.data()).map_err(|error| {
+        let (block, slot) = (found.site.block, found.site.slot);
+        let message = format!("corrupt leaf: root=1 block={block} slot={slot}, {}: {error}", found.key);
+        Box::new(Violation::new(Code::TreeRootItem, block, 0, message))
+    });
+    Some((id, parsed))
+}

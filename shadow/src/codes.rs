@@ -1,0 +1,176 @@
+//! The codes of all rules: one row a rule. A code appears in reports and never changes its meaning.
+
+/// How bad a violation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Odd, but nothing is lost by it.
+    Warning,
+    /// The file system is damaged.
+    Error,
+}
+
+impl Severity {
+    /// As events spell it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        }
+    }
+}
+
+macro_rules! codes {
+    ($($variant:ident $code:literal $severity:ident $summary:literal;)*) => {
+        /// A rule.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Code {
+            $(#[doc = $summary] $variant,)*
+        }
+
+        impl Code {
+            /// Every rule there is.
+            pub const ALL: &'static [Code] = &[$(Code::$variant,)*];
+
+            /// The code as it appears in reports: family/name.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Code::$variant => $code,)* }
+            }
+
+            /// How bad a violation of the rule is.
+            #[must_use]
+            pub const fn severity(self) -> Severity {
+                match self { $(Code::$variant => Severity::$severity,)* }
+            }
+
+            /// What the rule says, in one line.
+            #[must_use]
+            pub const fn summary(self) -> &'static str {
+                match self { $(Code::$variant => $summary,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    // The checks of ref-verify.c, in the order they stand there.
+    RefDuplicateBackref "ref/duplicate-backref" Error
+        "the extent tree records the same backref of an extent twice";
+    RefInvalidBackref "ref/invalid-backref" Error
+        "an inline or keyed backref of a type that does not exist, or cut short";
+    RefOwnerRef "ref/owner-ref" Error
+        "an extent owner ref in a file system without simple quotas";
+    RefReallocated "ref/reallocated" Error
+        "an extent was allocated while it still had references";
+    RefNoExtentItem "ref/no-extent-item" Error
+        "a reference to an extent that the extent tree does not know";
+    RefNoReferences "ref/no-references" Error
+        "a reference to, or a drop from, an extent whose references were all gone";
+    RefDropExhausted "ref/drop-exhausted" Error
+        "a dropped reference whose recorded count was already 0";
+    RefDropUnknown "ref/drop-unknown" Error
+        "a dropped reference that was never recorded";
+    RefDuplicateTreeRef "ref/duplicate-tree-ref" Error
+        "a second reference with the same key to one tree block: a cross-linked or doubly linked tree";
+    RefUnknownRoot "ref/unknown-root" Error
+        "an action by a root that has no entry on the extent";
+
+    // The shadow against what the extent tree now says.
+    RefMissingBackref "ref/missing-backref" Error
+        "a tree holds a reference that the extent tree does not record";
+    RefStaleBackref "ref/stale-backref" Error
+        "the extent tree records a reference that no tree holds";
+    RefStaleExtent "ref/stale-extent" Error
+        "an extent item to which no reference is held";
+    RefWrongRoot "ref/wrong-root" Error
+        "a backref names another root than the one that holds the reference";
+    RefWrongParent "ref/wrong-parent" Error
+        "a backref names another parent block than the one that holds the reference";
+    RefWrongOwner "ref/wrong-owner" Error
+        "a backref names another inode (data) or level (tree block) than the reference has";
+    RefWrongOffset "ref/wrong-offset" Error
+        "a data backref names another file offset than the reference has";
+    RefBackrefCount "ref/backref-count" Error
+        "the count of a data backref differs from the number of references";
+    RefCount "ref/count" Error
+        "the refs field of an extent item differs from the sum of its backrefs";
+    RefFullBackref "ref/full-backref" Error
+        "the FULL_BACKREF flag of a tree block disagrees with the references of its children";
+    RefExtentType "ref/extent-type" Error
+        "an extent item says data where the references are to a tree block, or the other way round";
+    RefExtentLength "ref/extent-length" Error
+        "a file extent names another length than the extent item";
+    RefExtentGeneration "ref/extent-generation" Error
+        "the extent item of a new tree block names another generation than the block";
+    RefExtentOverlap "ref/extent-overlap" Error
+        "an extent item for the same range as another one";
+
+    TreeUnmapped "tree/unmapped" Error
+        "a pointer to an address that no chunk covers";
+    TreeUnreadable "tree/unreadable" Error
+        "a tree block lies outside the device or cannot be read";
+    TreeChecksum "tree/checksum" Error
+        "the checksum of a tree block is wrong";
+    TreeFsid "tree/fsid" Error
+        "a tree block belongs to another file system";
+    TreeBytenr "tree/bytenr" Error
+        "a tree block was written for another address";
+    TreeLevel "tree/level" Error
+        "the level of a tree block differs from what its parent says";
+    TreeGeneration "tree/generation" Error
+        "the generation of a tree block differs from what its parent says (parent transid verify failed)";
+    TreeOwner "tree/owner" Error
+        "a tree block is owned by a tree that cannot hold it";
+    TreeFirstKey "tree/first-key" Error
+        "the first key of a tree block differs from what its parent says";
+    TreeHeader "tree/header" Error
+        "a tree block whose header is impossible: number of items, level, flags";
+    TreeKeyOrder "tree/key-order" Error
+        "keys of a tree block that are not in order, or outside the range its parent gives it";
+    TreeItemBounds "tree/item-bounds" Error
+        "item data that overlaps, leaves a hole or lies outside its block";
+    TreeBlockPointer "tree/block-pointer" Error
+        "a node without pointers, or a pointer to an impossible address";
+    TreeDoublyLinked "tree/doubly-linked" Error
+        "a tree that reaches the same block twice";
+    TreeExtentItem "tree/extent-item" Error
+        "an extent item that is malformed: size, flags, level, order or bounds";
+    TreeFileExtent "tree/file-extent" Error
+        "a file extent item that is malformed";
+    TreeRootItem "tree/root-item" Error
+        "a root item that is malformed or names no extent tree";
+    TreeChunkItem "tree/chunk-item" Error
+        "a chunk item that is malformed or overlaps another";
+    TreeSuperBlock "tree/super-block" Error
+        "a super block that contradicts itself";
+
+    SpaceBlockGroupOverlap "space/block-group-overlap" Error
+        "an extent that crosses the edge of a block group that was removed";
+    SpaceBlockGroupNotEmpty "space/block-group-not-empty" Error
+        "a block group that was removed while it held extents";
+}
+
+impl Code {
+    /// The part of the code before the slash.
+    #[must_use]
+    pub fn family(self) -> &'static str {
+        self.name().split_once('/').map_or("", |(family, _)| family)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_of_a_known_family() {
+        let names: HashSet<_> = Code::ALL.iter().map(|code| code.name()).collect();
+        assert_eq!(names.len(), Code::ALL.len());
+        for code in Code::ALL {
+            assert!(["ref", "write", "tree", "space", "root"].contains(&code.family()), "{}", code.name());
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! Verifies a commit: the state it leaves, the report it gives, and what is kept for the next one.
+
+use std::collections::BTreeMap;
+
+use hashbrown::HashSet;
+use parser::SuperBlock;
+
+use crate::attach::{self, AttachError, Coverage};
+use crate::delta::extents::{ExtentChange, ExtentDelta, Records, extent_delta};
+use crate::delta::references::{
+    ExtentId, Inputs, ReferenceDelta, ReplacedRanges, Residuals, reference_delta,
+};
+use crate::forest::{BlockProblem, Forest, Snapshot};
+use crate::log_tree;
+use crate::reconcile::{self, Finding, Touched};
+use crate::record::ExtentRecord;
+use crate::refverify::Shadow;
+use crate::source::BlockSource;
+use crate::violation::{Violation, Worth};
+
+mod fold;
+
+/// Violations of one commit that are reported one by one; those beyond are counted.
+pub const REPORT_LIMIT: usize = 256;
+
+/// Damaged blocks that are remembered so that each is reported once.
+const DAMAGE_MEMORY: usize = 4096;
+
+/// What a commit turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Everything was verified, and nothing is wrong.
+    Clean,
+    /// Something is wrong.
+    Violations,
+    /// Nothing wrong was found, but not everything could be looked at.
+    Unverified,
+}
+
+impl Verdict {
+    /// As events spell it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Verdict::Clean => "clean",
+            Verdict::Violations => "violations",
+            Verdict::Unverified => "unverified",
+        }
+    }
+}
+
+/// What the extent tree says has happened, counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ActionCounts {
+    /// Extents allocated; each has its first reference with it.
+    pub alloc: u64,
+    /// References added beyond those.
+    pub add: u64,
+    /// References dropped.
+    pub drop: u64,
+    /// Extents freed.
+    pub free: u64,
+}
+
+/// What the referencing trees say has happened, counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReferenceCounts {
+    /// References added.
+    pub add: u64,
+    /// References dropped.
+    pub drop: u64,
+}
+
+/// What was found about one commit.
+#[derive(Debug, Default)]
+pub struct CommitReport {
+    /// Transaction; for a log commit, the one it extends.
+    pub generation: u64,
+    /// What is wrong, at most [`REPORT_LIMIT`] of it.
+    pub violations: Vec<Violation>,
+    /// How many more there are.
+    pub suppressed: u64,
+    /// Why not everything could be verified.
+    pub unverified: Vec<String>,
+    /// The extent tree's side.
+    pub actions: ActionCounts,
+    /// The other trees' side.
+    pub references: ReferenceCounts,
+    /// Tree blocks that became reachable: read and checked.
+    pub blocks_born: u64,
+}
+
+impl CommitReport {
+    /// The verdict.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        if !self.violations.is_empty() {
+            Verdict::Violations
+        } else if !self.unverified.is_empty() {
+            Verdict::Unverified
+        } else {
+            Verdict::Clean
+        }
+    }
+
+    /// All violations, those that are not reported one by one included.
+    #[must_use]
+    pub fn violation_count(&self) -> u64 {
+        self.violations.len() as u64 + self.suppressed
+    }
+
+    fn push(&mut self, violation: Violation) {
+        if self.violations.len() < REPORT_LIMIT {
+            self.violations.push(violation);
+        } else {
+            self.suppressed += 1;
+        }
+    }
+}
+
+/// Verifies the commits of one file system, one after the other.
+#[derive(Debug)]
+pub struct Verifier {
+    snapshot: Option<Snapshot>,
+    coverage: Coverage,
+    shadow: Shadow,
+    residuals: Residuals,
+    log_blocks: HashSet<u64>,
+    reported: HashSet<(crate::Code, u64, Option<u64>)>,
+}
+
+impl Verifier {
+    /// A verifier whose shadow keeps about `shadow_limit` bytes of entries.
+    #[must_use]
+    pub fn new(shadow_limit: usize) -> Self {
+        Verifier {
+            snapshot: None,
+            coverage: Coverage::default(),
+            shadow: Shadow::new(shadow_limit),
+            residuals: Residuals::new(),
+            log_blocks: HashSet::new(),
+            reported: HashSet::new(),
+        }
+    }
+
+    /// The last commit; `None` while there is no file system.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<&Snapshot> {
+        self.snapshot.as_ref()
+    }
+
+    /// What of the file system is covered.
+    #[must_use]
+    pub fn coverage(&self) -> &Coverage {
+        &self.coverage
+    }
+
+    /// The shadow, for looking up entries.
+    #[must_use]
+    pub fn shadow(&self) -> &Shadow {
+        &self.shadow
+    }
+
+    /// Opens the file system that `superblock` describes, forgetting the one before. Its state is taken as it is.
+    ///
+    /// # Errors
+    /// [`AttachError`] where it can't be opened; there is no file system then.
+    pub fn attach(&mut self, superblock: &[u8], source: &dyn BlockSource) -> Result<&Snapshot, AttachError> {
+        self.detach();
+        let snapshot = attach::load(superblock, source)?;
+        self.coverage = Coverage::new(&snapshot.geometry);
+        Ok(self.snapshot.insert(snapshot))
+    }
+
+    /// Forgets the file system.
+    pub fn detach(&mut self) {
+        self.snapshot = None;
+        self.coverage = Coverage::default();
+        self.shadow.clear();
+        self.residuals.clear();
+        self.log_blocks.clear();
+        self.reported.clear();
+    }
+
+    /// Takes up damage that is there already, so that only what is added to it is reported.
+    pub fn know_damage(&mut self, residuals: Residuals) {
+        self.residuals = residuals;
+    }
+
+    /// Verifies the commit that `superblock` makes, and takes over its state. All blocks it reaches must have been
+    /// written; those of the last commit must not have been overwritten yet.
+    pub fn commit(&mut self, superblock: &[u8], source: &dyn BlockSource) -> CommitReport {
+        let mut report = CommitReport::default();
+        self.log_blocks.clear();
+        let Some(old) = self.snapshot.take() else {
+            report.unverified.push("no commit before this one is known".to_owned());
+            return report;
+        };
+        report.generation = old.generation.saturating_add(1);
+        if !self.coverage.is_whole() {
+            report.unverified.clone_from(&self.coverage.gaps);
+        }
+        let new = match attach::advance(&old, superblock, source) {
+            Ok(new) => new,
+            Err(error) => {
+                self.note_attach_error(&mut report, error);
+                return report;
+            }
+        };
+        if self.coverage.is_whole() {
+            self.verify(&mut report, Forest::new(&old, source), Forest::new(&new, source));
+        }
+        self.coverage = Coverage::new(&new.geometry);
+        self.snapshot = Some(new);
+        report
+    }
+
+    /// Verifies a log commit: `superblock` differs from the last one in nothing but its log root.
+    pub fn log_commit(&mut self, superblock: &[u8], source: &dyn BlockSource) -> CommitReport {
+        let mut report = CommitReport::default();
+        let Some(snapshot) = &mut self.snapshot else {
+            report.unverified.push("no commit before this one is known".to_owned());
+            return report;
+        };
+        report.generation = snapshot.generation;
+        if !self.coverage.is_whole() {
+            report.unverified.clone_from(&self.coverage.gaps);
+        } else if let Ok(view) = SuperBlock::parse(superblock) {
+            let log = log_tree::verify(&Forest::new(snapshot, source), &view, &mut self.log_blocks);
+            report.blocks_born = log.blocks;
+            report.unverified = log.unknown;
+            log.violations.into_iter().for_each(|violation| report.push(violation));
+        }
+        snapshot.superblock = superblock.into();
+        report
+    }
+
+    fn note_attach_error(&mut self, report: &mut CommitReport, error: AttachError) {
+        match error {
+            AttachError::Tree { problems, .. } => self.note_problems(report, problems),
+            error => report.push(Violation::new(crate::Code::TreeSuperBlock, 0, 4096, error.to_string())),
+        }
+    }
+
+    /// A block that can't be read is reported once, however many commits come upon it.
+    fn note_problems(&mut self, report: &mut CommitReport, problems: Vec<BlockProblem>) {
+        for problem in problems {
+            match problem {
+                BlockProblem::Unknown(reason) => {
+                    if !report.unverified.contains(&reason) {
+                        report.unverified.push(reason);
+                    }
+                }
+                BlockProblem::Violation(violation) => {
+                    let found = match violation.expected {
+                        Worth::Number(number) => Some(number),
+                        _ => None,
+                    };
+                    if self.reported.len() >= DAMAGE_MEMORY {
+                        self.reported.clear();
+                    }
+                    if self.reported.insert((violation.code, violation.bytenr, found)) {
+                        report.push(*violation);
+                    } else {
+                        report.unverified.push(format!("known damage: {}", violation.message));
+                    }
+                }
+            }
+        }
+    }
+
+    fn verify(&mut self, report: &mut CommitReport, old: Forest<'_>, new: Forest<'_>) {
+        let mut old_records = Records::new(old);
+        let mut new_records = Records::new(new);
+        let replaced = ReplacedRanges::new(&old, &new);
+        let mut extents = extent_delta(&mut old_records, &mut new_records);
+        report.actions = count_actions(&extents);
+        let references = reference_delta(Inputs {
+            old,
+            new,
+            old_records: &mut old_records,
+            new_records: &mut new_records,
+            extents: &extents,
+            replaced: &replaced,
+            residuals: &self.residuals,
+        });
+        report.references = count_references(&references);
+        report.blocks_born = references.born;
+        let ReferenceDelta { changes, violations, mut problems, .. } = references;
+        let mut record_violations = std::mem::take(&mut extents.violations);
+        violations.into_iter().for_each(|violation| report.push(violation));
+        problems.append(&mut extents.problems);
+        if problems.is_empty() {
+            let work =
+                touched(&extents, changes, &replaced, &mut old_records, &mut new_records, &mut problems);
+            let findings = self.reconcile_all(report, work, &replaced, new.snapshot.generation);
+            let violations = fold::fold(findings, record_violations, &new);
+            violations.into_iter().for_each(|violation| report.push(violation));
+        } else {
+            // Where a block is missing, what it held is unknown, and every comparison would blame the wrong
+            // extent: the block is the finding.
+            record_violations.drain(..).for_each(|violation| report.push(violation));
+        }
+        self.note_problems(report, problems);
+    }
+
+    /// First what lay in chunks that are gone, then the chunks themselves, then all the rest.
+    fn reconcile_all(
+        &mut self,
+        report: &mut CommitReport,
+        work: Vec<Touched>,
+        replaced: &ReplacedRanges,
+        generation: u64,
+    ) -> Vec<Finding> {
+        let (gone, rest): (Vec<_>, Vec<_>) =
+            work.into_iter().partition(|touched| !touched.id.reborn && replaced.contains(touched.id.bytenr));
+        let mut findings = Vec::new();
+        for touched in gone {
+            findings.extend(reconcile::reconcile(&mut self.shadow, &mut self.residuals, touched, generation));
+        }
+        for &(start, end) in replaced.ranges() {
+            for violation in self.shadow.free_range(start, end - start) {
+                report.push(violation);
+            }
+        }
+        for touched in rest {
+            findings.extend(reconcile::reconcile(&mut self.shadow, &mut self.residuals, touched, generation));
+        }
+        findings
+    }
+}
+
+/// Every extent that either source says has changed, with both records.
+fn touched<'a>(
+    extents: &ExtentDelta,
+    mut changes: BTreeMap<ExtentId, Vec<(crate::RefKey, crate::delta::references::NetChange)>>,
+    replaced: &ReplacedRanges,
+    old_records: &mut Records<'a>,
+    new_records: &mut Records<'a>,
+    problems: &mut Vec<BlockProblem>,
+) -> Vec<Touched> {
+    let mut all: BTreeMap<ExtentId, Touched> = BTreeMap::new();
+    for (&bytenr, change) in &extents.changes {
+        let id = ExtentId { bytenr, reborn: false };
+        if !replaced.contains(bytenr) {
+            all.insert(id, Touched::by_record(id, change));
+            continue;
+        }
+        if change.old.is_some() {
+            let gone = ExtentChange { old: change.old.clone(), new: None };
+            all.insert(id, Touched::by_record(id, &gone));
+        }
+        if change.new.is_some() {
+            let id = ExtentId { bytenr, reborn: true };
+            let made = ExtentChange { old: None, new: change.new.clone() };
+            all.insert(id, Touched::by_record(id, &made));
+        }
+    }
+    for (&id, keys) in &mut changes {
+        let keys = std::mem::take(keys);
+        if let Some(touched) = all.get_mut(&id) {
+            touched.changes = keys;
+            continue;
+        }
+        let is_replaced = replaced.contains(id.bytenr);
+        let mut look_up = |records: &mut Records<'a>| match records.get(id.bytenr) {
+            Ok(record) => record,
+            Err(problem) => {
+                problems.push(problem);
+                None
+            }
+        };
+        let old = if id.reborn { None } else { look_up(old_records) };
+        let new = if is_replaced && !id.reborn { None } else { look_up(new_records) };
+        all.insert(id, Touched { id, old, new, changes: keys });
+    }
+    all.into_values().collect()
+}
+
+fn count_actions(extents: &ExtentDelta) -> ActionCounts {
+    let mut counts = ActionCounts::default();
+    for change in extents.changes.values() {
+        let empty: &[crate::record::Recorded] = &[];
+        let refs = |record: &Option<std::rc::Rc<ExtentRecord>>| {
+            record.as_ref().map_or(empty.to_vec(), |record| record.backrefs.clone())
+        };
+        let (old, new) = (refs(&change.old), refs(&change.new));
+        let more = |these: &[crate::record::Recorded], those: &[crate::record::Recorded]| -> u64 {
+            let beyond = |one: &crate::record::Recorded| {
+                let other = those.iter().find(|other| other.key == one.key).map_or(0, |other| other.count);
+                one.count.saturating_sub(other)
+            };
+            these.iter().map(beyond).fold(0, u64::saturating_add)
+        };
+        let allocated = change.old.is_none() && change.new.is_some();
+        counts.alloc += u64::from(allocated);
+        counts.add += more(&new, &old).saturating_sub(u64::from(allocated));
+        counts.drop += more(&old, &new);
+        counts.free += u64::from(change.old.is_some() && change.new.is_none());
+    }
+    counts
+}
+
+fn count_references(references: &ReferenceDelta) -> ReferenceCounts {
+    let mut counts = ReferenceCounts::default();
+    for (_, change) in references.changes.values().flatten() {
+        if change.net > 0 {
+            counts.add += change.net.unsigned_abs();
+        } else {
+            counts.drop += change.net.unsigned_abs();
+        }
+    }
+    counts
+}

@@ -1,0 +1,133 @@
+//! One bug, one report: puts findings together that have one cause.
+
+use std::collections::BTreeMap;
+
+use hashbrown::HashMap;
+use parser::block::Header;
+
+use crate::codes::Code;
+use crate::forest::Forest;
+use crate::reconcile::Finding;
+use crate::violation::Violation;
+
+/// Findings that would each say the same about their extent, from which a common cause is concluded.
+const COMMON_CAUSE: usize = 2;
+
+/// Turns findings and the violations of records by themselves into reports.
+pub(super) fn fold(findings: Vec<Finding>, records: Vec<Violation>, new: &Forest<'_>) -> Vec<Violation> {
+    let (flags, findings) = fold_full_backref(findings, new);
+    let mut by_extent: BTreeMap<u64, Vec<Violation>> = BTreeMap::new();
+    for violation in records {
+        by_extent.entry(violation.bytenr).or_default().push(violation);
+    }
+    let mut reports = flags;
+    for finding in findings {
+        let bytenr = finding.touched.id.bytenr;
+        let of_record = by_extent.remove(&bytenr).unwrap_or_default();
+        reports.push(merge(finding, of_record));
+    }
+    // A record that contradicts itself without disagreeing with the trees.
+    for mut of_extent in by_extent.into_values() {
+        let rest = of_extent.split_off(1);
+        let Some(mut first) = of_extent.pop() else { continue };
+        for other in rest {
+            first.message = format!("{}; {}", first.message, other.message);
+        }
+        reports.push(first);
+    }
+    reports.sort_by_key(|violation| violation.bytenr);
+    reports
+}
+
+/// A record that is malformed explains why it disagrees; a wrong sum follows from the disagreement.
+fn merge(finding: Finding, of_record: Vec<Violation>) -> Violation {
+    let found = finding.into_violation();
+    let (explaining, following): (Vec<_>, Vec<_>) =
+        of_record.into_iter().partition(|violation| violation.code != Code::RefCount);
+    let mut explaining = explaining.into_iter();
+    let mut report = match explaining.next() {
+        Some(mut cause) => {
+            cause.message = format!("{}; {}", cause.message, found.message);
+            cause.history = found.history;
+            cause.sides = found.sides;
+            cause.key = found.key;
+            cause
+        }
+        None => found,
+    };
+    for other in explaining.chain(following) {
+        report.message = format!("{}; {}", report.message, other.message);
+    }
+    report
+}
+
+/// A wrong FULL_BACKREF flag makes every reference of the block disagree: as recorded by its owner where the flag
+/// says by its address, or the other way round.
+fn fold_full_backref(findings: Vec<Finding>, new: &Forest<'_>) -> (Vec<Violation>, Vec<Finding>) {
+    let mut suspects: HashMap<u64, Vec<usize>> = HashMap::new();
+    for (index, finding) in findings.iter().enumerate() {
+        if let Some((holder, _)) = flag_suspect(finding) {
+            suspects.entry(holder).or_default().push(index);
+        }
+    }
+    suspects.retain(|_, indices| indices.len() >= COMMON_CAUSE);
+    let mut flags = Vec::new();
+    let mut explained = vec![false; findings.len()];
+    let mut holders: Vec<_> = suspects.into_iter().collect();
+    holders.sort_unstable();
+    for (holder, indices) in holders {
+        let indices: Vec<usize> = indices.into_iter().filter(|&index| !explained[index]).collect();
+        let Some((first, set)) = indices.first().and_then(|&index| {
+            let finding = &findings[index];
+            flag_suspect(finding).map(|(_, set)| (finding, set))
+        }) else {
+            continue;
+        };
+        if !owner_matches(holder, first, new) {
+            continue;
+        }
+        let (says, should) = if set { ("is set", "clear") } else { ("is clear", "set") };
+        let message = format!(
+            "bad full backref, on [{holder}]: FULL_BACKREF {says}, but the backrefs of {} extents that block \
+             {holder} refers to are recorded as if it were {should}",
+            indices.len()
+        );
+        let mut violation = Violation::new(Code::RefFullBackref, holder, new.nodesize(), message)
+            .with_worth(should, if set { "set" } else { "clear" });
+        violation.history.clone_from(&first.history);
+        flags.push(violation);
+        indices.into_iter().for_each(|index| explained[index] = true);
+    }
+    let mut keep = explained.iter().map(|explained| !explained);
+    let rest = findings.into_iter().filter(|_| keep.next().unwrap_or(true)).collect();
+    (flags, rest)
+}
+
+/// The block whose flag would explain the finding, and whether the flag is set.
+fn flag_suspect(finding: &Finding) -> Option<(u64, bool)> {
+    let [one, other] = finding.differences.as_slice() else { return None };
+    if !finding.refused.is_empty() {
+        return None;
+    }
+    let (missing, stale) = match (one.held > one.recorded, other.held > other.recorded) {
+        (true, false) => (one, other),
+        (false, true) => (other, one),
+        _ => return None,
+    };
+    match (missing.key.parent, stale.key.parent) {
+        (parent, 0) if parent != 0 => Some((parent, true)),
+        (0, parent) if parent != 0 => Some((parent, false)),
+        _ => None,
+    }
+}
+
+/// Whether the other backref names the owner of the block under suspicion.
+fn owner_matches(holder: u64, finding: &Finding, new: &Forest<'_>) -> bool {
+    let nodesize = new.nodesize();
+    let Ok(mut places) = new.snapshot.chunks.copies(holder, nodesize) else { return false };
+    let owner = places.find_map(|place| {
+        let block = new.source.read(place).ok()?;
+        Header::parse(block.bytes()).ok().map(|header| header.owner())
+    });
+    finding.differences.iter().any(|d| d.key.parent == 0 && Some(d.key.root) == owner)
+}

@@ -1,0 +1,5 @@
+//! What changed between two commits, according to each of the two sources.
+
+pub mod extents;
+pub mod masks;
+pub mod references;

@@ -1,0 +1,475 @@
+//! The second source: what the trees that hold the references say has changed.
+//!
+//! A reference is held by a live tree block, each of which counts once, however many snapshots share it. Blocks
+//! become live and die by reference counts, and the counts before the commit are those of the old extent tree: so
+//! the work follows the change, and nothing is kept from one commit to the next.
+//!
+//! Adds come before drops: a block that moves from one parent to another must not seem dead in between. Beside
+//! births and deaths, two things change the references of a block that stays: its FULL_BACKREF flag, and the cursor
+//! of a deletion.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use hashbrown::{HashMap, HashSet};
+use parser::ids;
+
+use crate::codes::Code;
+use crate::delta::extents::{ExtentDelta, Records};
+use crate::delta::masks::{self, Masks};
+use crate::edges::{self, Edge, Form, Target};
+use crate::forest::{BlockProblem, Expect, Forest, RootId};
+use crate::record::{ExtentRecord, RefKey, Site};
+use crate::violation::Violation;
+
+/// An extent. Logical addresses of a removed chunk can be taken by a new one in the same transaction: then one
+/// address stands for two extents, the old and the new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExtentId {
+    /// Logical address.
+    pub bytenr: u64,
+    /// Whether it is the new of two.
+    pub reborn: bool,
+}
+
+/// By how much one reference changed, and where. `net` is 0 only where the length changed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NetChange {
+    /// Number of references more (or fewer) than before.
+    pub net: i64,
+    /// Where one was added last.
+    pub added: Option<Site>,
+    /// Where one was dropped last.
+    pub dropped: Option<Site>,
+    /// Length that the adding file extents name; 0 for tree blocks.
+    pub len: u64,
+    /// Whether the dropped file extents named another length.
+    pub len_differs: bool,
+}
+
+/// All that changed in the references of the trees.
+#[derive(Debug, Default)]
+pub struct ReferenceDelta {
+    /// By extent and reference; changes that cancel out are not in it.
+    pub changes: BTreeMap<ExtentId, Vec<(RefKey, NetChange)>>,
+    /// What was found on the way.
+    pub violations: Vec<Violation>,
+    /// What could not be read; where there is anything, `changes` is not all.
+    pub problems: Vec<BlockProblem>,
+    /// Tree blocks that became reachable.
+    pub born: u64,
+    /// Tree blocks that are no longer reachable.
+    pub died: u64,
+}
+
+/// What is known to be wrong already, by extent: how many references the trees hold more than are recorded.
+pub type Residuals = HashMap<u64, Vec<(RefKey, i64)>>;
+
+/// Logical ranges whose chunk is another one than before.
+#[derive(Debug, Default)]
+pub struct ReplacedRanges(Vec<(u64, u64)>);
+
+impl ReplacedRanges {
+    /// Compares the chunk maps of two commits.
+    #[must_use]
+    pub fn new(old: &Forest<'_>, new: &Forest<'_>) -> Self {
+        let (old, new) = (&old.snapshot.chunks, &new.snapshot.chunks);
+        let gone = |chunk: &&parser::Chunk| {
+            new.chunk_at(chunk.logical)
+                .is_none_or(|now| now.stripes != chunk.stripes || now.length != chunk.length)
+        };
+        ReplacedRanges(old.chunks().iter().filter(gone).map(|chunk| (chunk.logical, chunk.end())).collect())
+    }
+
+    /// Whether the address lay in a chunk that is gone.
+    #[must_use]
+    pub fn contains(&self, bytenr: u64) -> bool {
+        self.0.iter().any(|&(start, end)| (start..end).contains(&bytenr))
+    }
+
+    /// The ranges: first address and first past the end.
+    #[must_use]
+    pub fn ranges(&self) -> &[(u64, u64)] {
+        &self.0
+    }
+}
+
+/// What one walk needs: both forests, the records of both extent trees, and what the extent tree says has changed.
+pub struct Inputs<'a, 'r> {
+    /// The last commit.
+    pub old: Forest<'a>,
+    /// The commit to be verified.
+    pub new: Forest<'a>,
+    /// Records of the last commit.
+    pub old_records: &'r mut Records<'a>,
+    /// Records of the new one.
+    pub new_records: &'r mut Records<'a>,
+    /// What the extent tree says.
+    pub extents: &'r ExtentDelta,
+    /// Chunks that are gone.
+    pub replaced: &'r ReplacedRanges,
+    /// Damage known before.
+    pub residuals: &'r Residuals,
+}
+
+/// Walks from the changed roots to everything that became reachable or unreachable.
+#[must_use]
+pub fn reference_delta(inputs: Inputs<'_, '_>) -> ReferenceDelta {
+    let mut walk = Walk::new(inputs);
+    walk.roots();
+    walk.forms_of_survivors();
+    walk.adds();
+    walk.drops();
+    walk.finish()
+}
+
+struct Walk<'a, 'r> {
+    inputs: Inputs<'a, 'r>,
+    old_masks: Masks,
+    new_masks: Masks,
+    /// Blocks that stay, whose references are already counted under their new form.
+    reformed: HashSet<u64>,
+    counts: HashMap<ExtentId, i64>,
+    net: HashMap<(ExtentId, RefKey), NetChange>,
+    adds: Vec<Edge>,
+    drops: Vec<Edge>,
+    result: ReferenceDelta,
+}
+
+impl<'a, 'r> Walk<'a, 'r> {
+    fn new(inputs: Inputs<'a, 'r>) -> Self {
+        let mut result = ReferenceDelta::default();
+        let old_masks = masks::all(&inputs.old, &mut result.problems);
+        let new_masks = masks::all(&inputs.new, &mut result.problems);
+        Walk {
+            inputs,
+            old_masks,
+            new_masks,
+            reformed: HashSet::new(),
+            counts: HashMap::new(),
+            net: HashMap::new(),
+            adds: Vec::new(),
+            drops: Vec::new(),
+            result,
+        }
+    }
+
+    /// The references of super block and root items.
+    fn roots(&mut self) {
+        let old = root_edges(&self.inputs.old);
+        let new = root_edges(&self.inputs.new);
+        for (id, edge) in &new {
+            let before = old.get(id);
+            if before.is_none_or(|before| !same_root(before, edge)) {
+                self.adds.push(*edge);
+            } else if before.is_some_and(|before| before != edge) {
+                // The same root block under a root item that says something else about it.
+                let Target::Tree(expect) = edge.target else { continue };
+                if let Err(problem) = self.inputs.new.read(&expect) {
+                    self.result.problems.push(problem);
+                }
+            }
+        }
+        for (id, edge) in &old {
+            if new.get(id).is_none_or(|now| !same_root(now, edge)) {
+                self.drops.push(*edge);
+            }
+        }
+    }
+
+    /// Blocks that are in both commits but hold their references in another form: FULL_BACKREF was set, or a
+    /// deletion has moved on.
+    fn forms_of_survivors(&mut self) {
+        let mut blocks: Vec<u64> = Vec::new();
+        for (&bytenr, change) in &self.inputs.extents.changes {
+            if let (Some(old), Some(new)) = (&change.old, &change.new)
+                && old.metadata()
+                && new.metadata()
+                && old.generation == new.generation
+                && old.full_backref() != new.full_backref()
+                && !self.inputs.replaced.contains(bytenr)
+            {
+                blocks.push(bytenr);
+            }
+        }
+        let moved = |masks: &Masks, other: &Masks| -> Vec<u64> {
+            masks
+                .iter()
+                .filter(|(block, slot)| other.get(*block) != Some(slot))
+                .map(|(block, _)| *block)
+                .collect()
+        };
+        blocks.extend(moved(&self.old_masks, &self.new_masks));
+        blocks.extend(moved(&self.new_masks, &self.old_masks));
+        blocks.sort_unstable();
+        blocks.dedup();
+        for bytenr in blocks {
+            let records = (self.old_record(bytenr), self.new_record(bytenr));
+            let (Some(old), Some(new)) = records else { continue };
+            if old.generation != new.generation || self.inputs.replaced.contains(bytenr) {
+                continue;
+            }
+            let Some(expect) = survivor(&old) else { continue };
+            self.reformed.insert(bytenr);
+            let old_form = self.old_form(bytenr, Some(&old));
+            let new_form = self.new_form(bytenr, Some(&new));
+            // The content is the same in both: one read serves.
+            self.push_edges(&expect, true, Some((old_form, new_form)));
+        }
+    }
+
+    fn adds(&mut self) {
+        while let Some(edge) = self.adds.pop() {
+            let id = self.id_now(edge.bytenr);
+            let len = match edge.target {
+                Target::Data { len } => len,
+                Target::Tree(_) => 0,
+            };
+            let change = self.net.entry((id, edge.key)).or_default();
+            change.net += 1;
+            change.added = Some(edge.site);
+            change.len = len;
+            if let Target::Tree(expect) = edge.target {
+                let count = self.count(id);
+                self.counts.insert(id, count.saturating_add(1));
+                if count <= 0 {
+                    self.birth(&expect);
+                } else {
+                    self.check_reallocation(id, &expect, edge.site);
+                }
+            }
+        }
+    }
+
+    fn drops(&mut self) {
+        while let Some(edge) = self.drops.pop() {
+            let id = ExtentId { bytenr: edge.bytenr, reborn: false };
+            let change = self.net.entry((id, edge.key)).or_default();
+            change.net -= 1;
+            change.dropped = Some(edge.site);
+            if let Target::Data { len } = edge.target {
+                change.len_differs |= change.added.is_some() && change.len != len;
+            }
+            if let Target::Tree(expect) = edge.target {
+                let count = self.count(id).saturating_sub(1);
+                self.counts.insert(id, count);
+                if count == 0 {
+                    self.death(&expect);
+                }
+            }
+        }
+    }
+
+    fn birth(&mut self, expect: &Expect) {
+        self.result.born += 1;
+        self.push_edges(expect, true, None);
+    }
+
+    /// No reference to the block is left. Its own references go with it, unless the extent tree says that it is
+    /// still there: then it leaked, which is one fault, not one for each of its children.
+    fn death(&mut self, expect: &Expect) {
+        self.result.died += 1;
+        let still_there = !self.inputs.replaced.contains(expect.bytenr)
+            && match (self.old_record(expect.bytenr), self.new_record(expect.bytenr)) {
+                (Some(old), Some(new)) => old.generation == new.generation && new.refs > 0,
+                _ => false,
+            };
+        if !still_there {
+            self.push_edges(expect, false, None);
+        }
+    }
+
+    /// Reads a block and pushes its references: as adds from the new forest or as drops from the old one; of a
+    /// survivor, both, under its two forms.
+    fn push_edges(&mut self, expect: &Expect, add: bool, survivor: Option<(Form, Form)>) {
+        let forest = if add && survivor.is_none() { &self.inputs.new } else { &self.inputs.old };
+        let block = match forest.read(expect) {
+            Ok(block) => block,
+            Err(problem) => return self.result.problems.push(problem),
+        };
+        let Some(view) = block.view() else { return };
+        if let Some((old_form, new_form)) = survivor {
+            edges::for_each(&view, expect, new_form, |edge| self.adds.push(edge));
+            edges::for_each(&view, expect, old_form, |edge| self.drops.push(edge));
+            return;
+        }
+        let bytenr = expect.bytenr;
+        if add {
+            let record = self.new_record(bytenr);
+            self.check_born_record(&view.header(), record.as_deref());
+            let form = self.new_form(bytenr, record.as_deref());
+            let violations = edges::for_each(&view, expect, form, |edge| self.adds.push(edge));
+            self.result.violations.extend(violations);
+        } else {
+            let form = if self.reformed.contains(&bytenr) {
+                let record = self.new_record(bytenr);
+                self.new_form(bytenr, record.as_deref())
+            } else {
+                let record = self.old_record(bytenr);
+                self.old_form(bytenr, record.as_deref())
+            };
+            edges::for_each(&view, expect, form, |edge| self.drops.push(edge));
+        }
+    }
+
+    fn check_born_record(&mut self, header: &parser::Header<'_>, record: Option<&ExtentRecord>) {
+        let Some(record) = record else { return };
+        if record.metadata() && record.generation != header.generation() {
+            let message = format!(
+                "invalid generation for extent {}, have {} expect {}",
+                record.bytenr,
+                record.generation,
+                header.generation()
+            );
+            self.result.violations.push(
+                Violation::new(Code::RefExtentGeneration, record.bytenr, record.len, message)
+                    .with_worth(header.generation(), record.generation),
+            );
+        }
+        if header.is_reloc() && !record.full_backref() && record.metadata() {
+            let message =
+                format!("bad full backref, on [{}]: a relocation block without FULL_BACKREF", record.bytenr);
+            self.result.violations.push(Violation::new(
+                Code::RefFullBackref,
+                record.bytenr,
+                record.len,
+                message,
+            ));
+        }
+    }
+
+    /// A pointer to a block of this transaction at an address that was taken before it: the allocator gave it out
+    /// again while it was in use.
+    fn check_reallocation(&mut self, id: ExtentId, expect: &Expect, site: Site) {
+        if expect.generation != self.inputs.new.snapshot.generation || id.reborn {
+            return;
+        }
+        let Some(old) = self.old_record(id.bytenr) else { return };
+        if old.generation < expect.generation {
+            let message = format!(
+                "re-allocated a block that still has references to it! [{} {}]: block {} slot {} points to it with \
+                 generation {}, but it has been in use since generation {}",
+                id.bytenr, old.len, site.block, site.slot, expect.generation, old.generation
+            );
+            self.result.violations.push(
+                Violation::new(Code::RefReallocated, id.bytenr, old.len, message)
+                    .with_worth(old.generation, expect.generation),
+            );
+        }
+    }
+
+    fn finish(mut self) -> ReferenceDelta {
+        let mut changes: BTreeMap<ExtentId, Vec<(RefKey, NetChange)>> = BTreeMap::new();
+        for ((id, key), change) in self.net {
+            if change.net != 0 || change.len_differs {
+                changes.entry(id).or_default().push((key, change));
+            }
+        }
+        for keys in changes.values_mut() {
+            keys.sort_unstable_by_key(|(key, _)| *key);
+        }
+        self.result.changes = changes;
+        self.result
+    }
+
+    /// The extent that a pointer of the new forest means.
+    fn id_now(&self, bytenr: u64) -> ExtentId {
+        ExtentId { bytenr, reborn: self.inputs.replaced.contains(bytenr) }
+    }
+
+    /// How many references there are to a tree block, as far as the walk has come.
+    fn count(&mut self, id: ExtentId) -> i64 {
+        if let Some(&count) = self.counts.get(&id) {
+            return count;
+        }
+        if id.reborn {
+            return 0;
+        }
+        let recorded =
+            self.old_record(id.bytenr).map_or(0, |record| i64::try_from(record.refs).unwrap_or(i64::MAX));
+        let known = self.inputs.residuals.get(&id.bytenr);
+        let known_wrong: i64 = known.map_or(0, |keys| keys.iter().map(|(_, more)| more).sum());
+        recorded.saturating_add(known_wrong)
+    }
+
+    fn old_record(&mut self, bytenr: u64) -> Option<Rc<ExtentRecord>> {
+        match self.inputs.old_records.get(bytenr) {
+            Ok(record) => record,
+            Err(problem) => {
+                self.result.problems.push(problem);
+                None
+            }
+        }
+    }
+
+    fn new_record(&mut self, bytenr: u64) -> Option<Rc<ExtentRecord>> {
+        match self.inputs.new_records.get(bytenr) {
+            Ok(record) => record,
+            Err(problem) => {
+                self.result.problems.push(problem);
+                None
+            }
+        }
+    }
+
+    fn old_form(&self, bytenr: u64, record: Option<&ExtentRecord>) -> Form {
+        form(record, self.old_masks.get(&bytenr))
+    }
+
+    fn new_form(&self, bytenr: u64, record: Option<&ExtentRecord>) -> Form {
+        form(record, self.new_masks.get(&bytenr))
+    }
+}
+
+fn form(record: Option<&ExtentRecord>, first_slot: Option<&usize>) -> Form {
+    Form {
+        full: record.is_some_and(ExtentRecord::full_backref),
+        first_slot: first_slot.copied().unwrap_or(0),
+    }
+}
+
+/// How to reach a block that is known from its record alone. Its parents have been checked when it was born.
+fn survivor(record: &ExtentRecord) -> Option<Expect> {
+    Some(Expect {
+        bytenr: record.bytenr,
+        generation: record.generation,
+        level: record.level?,
+        first_key: None,
+        owner: crate::forest::OwnerRule::Any,
+        from: (0, 0),
+    })
+}
+
+fn same_root(a: &Edge, b: &Edge) -> bool {
+    a.bytenr == b.bytenr && a.key == b.key
+}
+
+/// The references that root items and the super block hold. Log trees and the remap tree hold none.
+fn root_edges(forest: &Forest<'_>) -> BTreeMap<RootId, Edge> {
+    let mut edges = BTreeMap::new();
+    let mut insert = |id: RootId, expect: Expect| {
+        let key = if id.tree == ids::TREE_RELOC {
+            RefKey::shared_tree(expect.bytenr, expect.level)
+        } else {
+            RefKey::tree(id.tree, expect.level)
+        };
+        let site = Site { block: 0, slot: 0 };
+        edges.insert(id, Edge { bytenr: expect.bytenr, key, target: Target::Tree(expect), site });
+    };
+    if let Some(superblock) = forest.snapshot.super_view() {
+        insert(RootId { tree: ids::ROOT_TREE, offset: 0 }, Expect::root_tree(&superblock));
+        insert(RootId { tree: ids::CHUNK_TREE, offset: 0 }, Expect::chunk_tree(&superblock));
+    }
+    for (id, item) in &forest.snapshot.roots {
+        if item.bytenr != 0 && holds_references(id.tree) {
+            insert(*id, Expect::root(*id, item));
+        }
+    }
+    edges
+}
+
+/// Whether the blocks of a tree take part in reference counting.
+#[must_use]
+pub fn holds_references(tree: u64) -> bool {
+    !matches!(tree, ids::REMAP_TREE | ids::TREE_LOG | ids::ROOT_TREE | ids::CHUNK_TREE)
+}

@@ -1,0 +1,96 @@
+//! The references that one tree block holds, as a function of its content and three things that lie outside it:
+//! the FULL_BACKREF flag of its extent item, who owns it, and how far deletion of its subvolume has come.
+
+use parser::key::item;
+use parser::{Block, FileExtent};
+
+use crate::codes::Code;
+use crate::forest::Expect;
+use crate::record::{RefKey, Site};
+use crate::violation::Violation;
+
+/// What a reference leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// A tree block, to be read with these expectations.
+    Tree(Expect),
+    /// A data extent of this length in bytes.
+    Data {
+        /// `disk_num_bytes` of the file extent item.
+        len: u64,
+    },
+}
+
+/// One reference held by one slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Edge {
+    /// Logical address of the extent.
+    pub bytenr: u64,
+    /// How the extent tree must record it.
+    pub key: RefKey,
+    /// What is there.
+    pub target: Target,
+    /// Who holds it.
+    pub site: Site,
+}
+
+/// What decides how a block's references are recorded, beside the block itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Form {
+    /// The block's extent item has FULL_BACKREF: its references are recorded by its address.
+    pub full: bool,
+    /// Slots before this one hold no references any more: their subtrees have been dropped.
+    pub first_slot: usize,
+}
+
+/// Hands every reference that `block` holds to `visit`. `expect` is how the block was reached. Returns what is
+/// malformed in it.
+pub fn for_each(
+    block: &Block<'_>,
+    expect: &Expect,
+    form: Form,
+    mut visit: impl FnMut(Edge),
+) -> Vec<Violation> {
+    let header = block.header();
+    let (bytenr, owner) = (header.bytenr(), header.owner());
+    let mut violations = Vec::new();
+    match block {
+        Block::Node(node) => {
+            let level = header.level().saturating_sub(1);
+            let key = if form.full { RefKey::shared_tree(bytenr, level) } else { RefKey::tree(owner, level) };
+            for (slot, ptr) in node.ptrs().enumerate().skip(form.first_slot) {
+                let target = Target::Tree(expect.child(&header, slot, &ptr));
+                visit(Edge { bytenr: ptr.bytenr, key, target, site: Site { block: bytenr, slot } });
+            }
+        }
+        Block::Leaf(leaf) => {
+            for (slot, (key, data)) in leaf.items().enumerate() {
+                if key.item_type != item::EXTENT_DATA {
+                    continue;
+                }
+                let range = match FileExtent::parse(data) {
+                    Ok(file_extent) => file_extent.extent(),
+                    Err(error) => {
+                        let message =
+                            format!("corrupt leaf: root={owner} block={bytenr} slot={slot} {key}: {error}");
+                        violations.push(Violation::new(Code::TreeFileExtent, bytenr, 0, message));
+                        continue;
+                    }
+                };
+                let Some(range) = range else { continue };
+                let ref_key = if form.full {
+                    RefKey::shared_data(bytenr)
+                } else {
+                    RefKey::data(owner, key.objectid, key.offset.wrapping_sub(range.offset))
+                };
+                visit(Edge {
+                    bytenr: range.disk_bytenr,
+                    key: ref_key,
+                    target: Target::Data { len: range.disk_num_bytes },
+                    site: Site { block: bytenr, slot },
+                });
+            }
+        }
+    }
+    violations
+}

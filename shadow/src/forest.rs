@@ -1,0 +1,394 @@
+//! The trees of one commit: where its blocks lie, what holds for all of them, and reading one with every check that
+//! the pointer to it allows.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parser::block::Header;
+use parser::map::MapError;
+use parser::{Block, ChecksumType, ChunkMap, Key, RootItem, SuperBlock, Uuid, ids};
+
+use crate::codes::Code;
+use crate::source::{BlockSource, ReadError, StructureFault, TreeBlock};
+use crate::violation::Violation;
+
+/// What does not change from commit to commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes of a tree block.
+    pub nodesize: u32,
+    /// Bytes of a sector.
+    pub sectorsize: u32,
+    /// Checksum algorithm.
+    pub csum: ChecksumType,
+    /// The UUID the user sees.
+    pub fsid: Uuid,
+    /// The UUID in tree blocks.
+    pub metadata_uuid: Uuid,
+    /// `incompat_flags` of the super block.
+    pub incompat: u64,
+    /// `compat_ro_flags` of the super block.
+    pub compat_ro: u64,
+    /// The device the super block was read from.
+    pub devid: u64,
+}
+
+impl Geometry {
+    /// From a super block.
+    ///
+    /// # Errors
+    /// [`parser::ParseError`] for an unknown checksum type.
+    pub fn new(superblock: &SuperBlock<'_>) -> Result<Self, parser::ParseError> {
+        Ok(Geometry {
+            nodesize: superblock.nodesize(),
+            sectorsize: superblock.sectorsize(),
+            csum: superblock.csum()?,
+            fsid: *superblock.fsid(),
+            metadata_uuid: *superblock.metadata_uuid(),
+            incompat: superblock.incompat_flags(),
+            compat_ro: superblock.compat_ro_flags(),
+            devid: superblock.dev_item().devid,
+        })
+    }
+
+    /// Whether all of `features` (incompat bits) are on.
+    #[must_use]
+    pub fn has_incompat(&self, features: u64) -> bool {
+        self.incompat & features == features
+    }
+}
+
+/// Which root item: its key without the type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RootId {
+    /// Tree id.
+    pub tree: u64,
+    /// 0, the transaction that made a snapshot, or the subvolume a relocation tree belongs to.
+    pub offset: u64,
+}
+
+/// The state that one super block commits.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The super block, all 4096 bytes.
+    pub superblock: Box<[u8]>,
+    /// What holds for all its blocks.
+    pub geometry: Geometry,
+    /// Transaction it commits.
+    pub generation: u64,
+    /// Where its blocks lie.
+    pub chunks: Arc<ChunkMap>,
+    /// Other UUIDs that tree blocks may carry: those of seed devices.
+    pub seed_uuids: Vec<Uuid>,
+    /// All root items of its root tree.
+    pub roots: BTreeMap<RootId, RootItem>,
+}
+
+impl Snapshot {
+    /// The super block as a view. It was read as one before the snapshot was made.
+    #[must_use]
+    pub fn super_view(&self) -> Option<SuperBlock<'_>> {
+        SuperBlock::parse(&self.superblock).ok()
+    }
+
+    /// How to reach the root block of the tree with this root item.
+    #[must_use]
+    pub fn tree(&self, tree: u64) -> Option<Expect> {
+        let (id, item) = self.roots.range(RootId { tree, offset: 0 }..).next()?;
+        (id.tree == tree).then(|| Expect::root(*id, item))
+    }
+}
+
+/// Who may own the blocks of a tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnerRule {
+    /// This tree and no other.
+    Exactly(u64),
+    /// Any tree that holds files: blocks are shared between snapshots, and outlive the tree that made them.
+    AnyFsTree,
+    /// A relocation tree: its blocks keep the owner of the tree they were copied from.
+    Reloc,
+    /// Not known from here: the block was checked when it was reached first.
+    Any,
+}
+
+impl OwnerRule {
+    /// The rule for blocks reached from the root of `tree`.
+    #[must_use]
+    pub fn of_tree(tree: u64) -> Self {
+        match tree {
+            ids::TREE_RELOC => OwnerRule::Reloc,
+            tree if ids::is_fs_tree(tree) => OwnerRule::AnyFsTree,
+            tree => OwnerRule::Exactly(tree),
+        }
+    }
+
+    fn allows(self, owner: u64) -> bool {
+        match self {
+            OwnerRule::Exactly(tree) => owner == tree,
+            OwnerRule::AnyFsTree => ids::is_fs_tree(owner),
+            OwnerRule::Any => true,
+            OwnerRule::Reloc => {
+                ids::is_fs_tree(owner) || owner == ids::DATA_RELOC_TREE || owner == ids::TREE_RELOC
+            }
+        }
+    }
+}
+
+/// What the pointer to a block says about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expect {
+    /// Logical address.
+    pub bytenr: u64,
+    /// Generation.
+    pub generation: u64,
+    /// Level.
+    pub level: u8,
+    /// First key; root blocks are reached without one.
+    pub first_key: Option<Key>,
+    /// Who may own it.
+    pub owner: OwnerRule,
+    /// Who points: address of the block (0 for the super block) and slot.
+    pub from: (u64, usize),
+}
+
+impl Expect {
+    /// The root block that a root item names.
+    #[must_use]
+    pub fn root(id: RootId, item: &RootItem) -> Self {
+        Expect {
+            bytenr: item.bytenr,
+            generation: item.generation,
+            level: item.level,
+            first_key: None,
+            owner: OwnerRule::of_tree(id.tree),
+            from: (0, 0),
+        }
+    }
+
+    /// The root of the root tree, as the super block names it.
+    #[must_use]
+    pub fn root_tree(superblock: &SuperBlock<'_>) -> Self {
+        let (bytenr, level) = superblock.root();
+        let generation = superblock.generation();
+        let owner = OwnerRule::Exactly(ids::ROOT_TREE);
+        Expect { bytenr, generation, level, first_key: None, owner, from: (0, 0) }
+    }
+
+    /// The root of the chunk tree, as the super block names it.
+    #[must_use]
+    pub fn chunk_tree(superblock: &SuperBlock<'_>) -> Self {
+        let (bytenr, level) = superblock.chunk_root();
+        let generation = superblock.chunk_root_generation();
+        let owner = OwnerRule::Exactly(ids::CHUNK_TREE);
+        Expect { bytenr, generation, level, first_key: None, owner, from: (0, 0) }
+    }
+
+    /// The child that `ptr`, in `slot` of the node with this header, points to.
+    #[must_use]
+    pub fn child(&self, node: &Header<'_>, slot: usize, ptr: &parser::NodePtr) -> Self {
+        Expect {
+            bytenr: ptr.bytenr,
+            generation: ptr.generation,
+            level: node.level().saturating_sub(1),
+            first_key: Some(ptr.key),
+            owner: self.owner,
+            from: (node.bytenr(), slot),
+        }
+    }
+
+    fn pointed_by(&self) -> String {
+        match self.from {
+            (0, _) if self.first_key.is_none() => "its root".to_owned(),
+            (parent, slot) => format!("block {parent} slot {slot}"),
+        }
+    }
+}
+
+/// Why a block that a pointer leads to cannot be used.
+#[derive(Debug, Clone)]
+pub enum BlockProblem {
+    /// The file system is damaged.
+    Violation(Box<Violation>),
+    /// Nothing is known: the disk failed, or the block lies on a device that is not served here.
+    Unknown(String),
+}
+
+/// A snapshot and the place to read its blocks from.
+#[derive(Clone, Copy)]
+pub struct Forest<'a> {
+    /// The commit.
+    pub snapshot: &'a Snapshot,
+    /// Where its blocks are read from.
+    pub source: &'a dyn BlockSource,
+}
+
+impl<'a> Forest<'a> {
+    /// A forest.
+    #[must_use]
+    pub fn new(snapshot: &'a Snapshot, source: &'a dyn BlockSource) -> Self {
+        Forest { snapshot, source }
+    }
+
+    /// Bytes of a tree block.
+    #[must_use]
+    pub fn nodesize(&self) -> u64 {
+        self.snapshot.geometry.nodesize.into()
+    }
+
+    /// Reads a block and checks everything its pointer says about it.
+    ///
+    /// # Errors
+    /// [`BlockProblem`] when no copy of it can be used; it is about the first copy.
+    pub fn read(&self, expect: &Expect) -> Result<Arc<TreeBlock>, BlockProblem> {
+        read_block(
+            &self.snapshot.geometry,
+            &self.snapshot.seed_uuids,
+            &self.snapshot.chunks,
+            self.source,
+            expect,
+        )
+    }
+}
+
+/// Reads a block by a chunk map that need not be whole yet: see [`Forest::read`].
+///
+/// # Errors
+/// [`BlockProblem`] when no copy of it can be used; it is about the first copy.
+pub fn read_block(
+    geometry: &Geometry,
+    seed_uuids: &[Uuid],
+    chunks: &ChunkMap,
+    source: &dyn BlockSource,
+    expect: &Expect,
+) -> Result<Arc<TreeBlock>, BlockProblem> {
+    let nodesize = u64::from(geometry.nodesize);
+    let copies = chunks.copies(expect.bytenr, nodesize).map_err(|error| unmapped(error, expect, nodesize))?;
+    let mut first_problem = None;
+    for place in copies {
+        let problem = match source.read(place) {
+            Ok(block) => match verify(geometry, seed_uuids, &block, expect) {
+                None => return Ok(block),
+                Some(violation) => BlockProblem::Violation(Box::new(violation)),
+            },
+            Err(error) => unreadable(&error, expect, nodesize),
+        };
+        // A copy on a device that is not served says nothing; one that was read says something.
+        match (&first_problem, &problem) {
+            (None, _) | (Some(BlockProblem::Unknown(_)), BlockProblem::Violation(_)) => {
+                first_problem = Some(problem)
+            }
+            _ => {}
+        }
+    }
+    Err(first_problem.unwrap_or_else(|| BlockProblem::Unknown("chunk without stripes".to_owned())))
+}
+
+fn unmapped(error: MapError, expect: &Expect, nodesize: u64) -> BlockProblem {
+    match error {
+        MapError::Unmapped { .. } => BlockProblem::Violation(Box::new(Violation::new(
+            Code::TreeUnmapped,
+            expect.bytenr,
+            nodesize,
+            format!("block {} which {} points to: no chunk maps it", expect.bytenr, expect.pointed_by()),
+        ))),
+        MapError::Unsupported { .. } => BlockProblem::Unknown(error.to_string()),
+    }
+}
+
+fn unreadable(error: &ReadError, expect: &Expect, nodesize: u64) -> BlockProblem {
+    match error {
+        ReadError::OutOfBounds { .. } => BlockProblem::Violation(Box::new(Violation::new(
+            Code::TreeUnreadable,
+            expect.bytenr,
+            nodesize,
+            format!("block {} which {} points to: {error}", expect.bytenr, expect.pointed_by()),
+        ))),
+        ReadError::ForeignDevice(_) | ReadError::Io(_) => {
+            BlockProblem::Unknown(format!("block {}: {error}", expect.bytenr))
+        }
+    }
+}
+
+/// The checks of a block against the pointer to it, from the most telling to the least. The words are the
+/// kernel's, where it has some.
+fn verify(geometry: &Geometry, seed_uuids: &[Uuid], block: &TreeBlock, expect: &Expect) -> Option<Violation> {
+    let bytenr = expect.bytenr;
+    let from = expect.pointed_by();
+    let violation = |code, message: String| Violation::new(code, bytenr, geometry.nodesize.into(), message);
+    if !block.csum_ok() {
+        return Some(violation(
+            Code::TreeChecksum,
+            format!("checksum verify failed on {bytenr}, which {from} points to"),
+        ));
+    }
+    let header = match Header::parse(block.bytes()) {
+        Ok(header) => header,
+        Err(error) => return Some(violation(Code::TreeHeader, format!("block {bytenr}: {error}"))),
+    };
+    let differs = |code, what: &str, wanted: u64, found: u64| {
+        let message = format!("{what} on {bytenr} wanted {wanted} found {found}, pointed to by {from}");
+        Some(violation(code, message).with_worth(wanted, found))
+    };
+    if header.bytenr() != bytenr {
+        return differs(Code::TreeBytenr, "bad tree block start,", bytenr, header.bytenr());
+    }
+    if *header.fsid() != geometry.metadata_uuid && !seed_uuids.contains(header.fsid()) {
+        return Some(violation(Code::TreeFsid, format!("bad fsid on block {bytenr}, pointed to by {from}")));
+    }
+    if header.generation() != expect.generation {
+        return differs(
+            Code::TreeGeneration,
+            "parent transid verify failed",
+            expect.generation,
+            header.generation(),
+        );
+    }
+    if header.level() != expect.level {
+        return differs(Code::TreeLevel, "level verify failed", expect.level.into(), header.level().into());
+    }
+    if !expect.owner.allows(header.owner()) {
+        let message =
+            format!("block {bytenr} is owned by tree {}, pointed to by {from}", header.owner() as i64);
+        return Some(
+            violation(Code::TreeOwner, message).with_worth(format!("{:?}", expect.owner), header.owner()),
+        );
+    }
+    if let Some(fault) = block.fault() {
+        return Some(structure_violation(&fault, bytenr, &header, geometry));
+    }
+    let first_key = block.view().and_then(|view| Block::first_key(&view));
+    match (expect.first_key, first_key) {
+        (Some(wanted), found) if found != Some(wanted) => {
+            let found = found.map_or_else(|| "none".to_owned(), |key| key.to_string());
+            let message =
+                format!("tree first key mismatch on {bytenr} wanted {wanted} found {found}, {from}");
+            Some(violation(Code::TreeFirstKey, message).with_worth(wanted.to_string(), found))
+        }
+        _ => None,
+    }
+}
+
+fn structure_violation(
+    fault: &StructureFault,
+    bytenr: u64,
+    header: &Header<'_>,
+    geometry: &Geometry,
+) -> Violation {
+    use parser::check::BlockFault;
+    let code = match fault {
+        StructureFault::Parse(_) => Code::TreeHeader,
+        StructureFault::Check(BlockFault::KeyOrder { .. }) => Code::TreeKeyOrder,
+        StructureFault::Check(BlockFault::ItemBounds { .. }) => Code::TreeItemBounds,
+        StructureFault::Check(BlockFault::EmptyNode | BlockFault::BlockPointer { .. }) => {
+            Code::TreeBlockPointer
+        }
+    };
+    let detail = match fault {
+        StructureFault::Parse(error) => error.to_string(),
+        StructureFault::Check(fault) => fault.to_string(),
+    };
+    let kind = if header.level() == 0 { "leaf" } else { "node" };
+    let message = format!("corrupt {kind}: root={} block={bytenr} {detail}", header.owner());
+    Violation::new(code, bytenr, geometry.nodesize.into(), message)
+}

@@ -1,0 +1,387 @@
+//! Puts the two sources against each other, extent by extent: the references drive ref-verify's state machine, and
+//! what comes out must be what the new extent tree records.
+
+use std::rc::Rc;
+
+use crate::codes::Code;
+use crate::delta::extents::ExtentChange;
+use crate::delta::references::{ExtentId, NetChange, Residuals};
+use crate::record::{ExtentRecord, RefKey, Site};
+use crate::refverify::{Action, ActionKind, Shadow};
+use crate::violation::{Sides, Violation, Worth};
+
+/// One extent's part in a commit.
+#[derive(Debug, Clone)]
+pub struct Touched {
+    /// Which extent.
+    pub id: ExtentId,
+    /// What the old extent tree records about it.
+    pub old: Option<Rc<ExtentRecord>>,
+    /// What the new one records.
+    pub new: Option<Rc<ExtentRecord>>,
+    /// By how much its references changed.
+    pub changes: Vec<(RefKey, NetChange)>,
+}
+
+impl Touched {
+    /// An extent that only the extent tree says has changed.
+    #[must_use]
+    pub fn by_record(id: ExtentId, change: &ExtentChange) -> Self {
+        Touched { id, old: change.old.clone(), new: change.new.clone(), changes: Vec::new() }
+    }
+}
+
+/// A reference whose count in the shadow and in the extent tree differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Difference {
+    /// Which reference.
+    pub key: RefKey,
+    /// How many the trees hold.
+    pub held: u64,
+    /// How many are recorded.
+    pub recorded: u64,
+    /// Who holds one, or held it last, where this commit changed it.
+    pub site: Option<Site>,
+    /// Where the backref is recorded.
+    pub record_site: Option<Site>,
+}
+
+/// What is wrong with one extent.
+#[derive(Debug)]
+pub struct Finding {
+    /// The extent.
+    pub touched: Touched,
+    /// What the state machine refused.
+    pub refused: Vec<Violation>,
+    /// What differs afterwards.
+    pub differences: Vec<Difference>,
+    /// Both sides, for people.
+    pub sides: Box<Sides>,
+    /// The extent's history.
+    pub history: Vec<crate::refverify::Step>,
+}
+
+/// Drives the shadow through one extent's changes and compares it with the new record. Leaves the shadow at what
+/// the extent tree records, and `residuals` at what is known to differ.
+pub fn reconcile(
+    shadow: &mut Shadow,
+    residuals: &mut Residuals,
+    touched: Touched,
+    generation: u64,
+) -> Option<Finding> {
+    let bytenr = touched.id.bytenr;
+    shadow.load(bytenr, touched.old.as_deref());
+    let known = if touched.id.reborn { Vec::new() } else { residuals.remove(&bytenr).unwrap_or_default() };
+    shadow.adjust(bytenr, &known);
+    let mut refused = drive(shadow, &touched, generation);
+    refused.extend(wrong_length(&touched));
+    let differences = differences(shadow, &touched);
+    let news: Vec<Difference> =
+        differences.iter().filter(|found| !is_known(found, &known)).copied().collect();
+    let residual: Vec<(RefKey, i64)> =
+        differences.iter().map(|found| (found.key, signed(found.held) - signed(found.recorded))).collect();
+    if !residual.is_empty() {
+        residuals.insert(bytenr, residual);
+    }
+    let finding = if refused.is_empty() && news.is_empty() {
+        None
+    } else {
+        let entry = shadow.entry(bytenr).cloned();
+        let history = entry.as_ref().map_or_else(Vec::new, |entry| entry.history().copied().collect());
+        let record = touched.new.as_deref();
+        let recorded =
+            record.map_or_else(Vec::new, |record| record.backrefs.iter().map(|b| (b.key, b.count)).collect());
+        let notes = notes(&news);
+        let sides = Box::new(Sides { shadow: entry, recorded, recorded_refs: record.map(|r| r.refs), notes });
+        Some(Finding { touched: touched.clone(), refused, differences: news, sides, history })
+    };
+    shadow.load(bytenr, touched.new.as_deref());
+    shadow.settle(bytenr);
+    finding
+}
+
+fn drive(shadow: &mut Shadow, touched: &Touched, generation: u64) -> Vec<Violation> {
+    let mut refused = Vec::new();
+    // The allocator's own word is not seen from outside: an extent that both sides say is new was allocated.
+    let mut is_new = touched.old.is_none() && touched.new.is_some();
+    let len_of = |change: &NetChange| touched.new.as_ref().map_or(change.len, |record| record.len);
+    let adds = touched.changes.iter().filter(|(_, change)| change.net > 0);
+    let drops = touched.changes.iter().filter(|(_, change)| change.net < 0);
+    for (key, change) in adds {
+        let kind = if std::mem::take(&mut is_new) { ActionKind::Alloc } else { ActionKind::Add };
+        let action = Action {
+            kind,
+            bytenr: touched.id.bytenr,
+            len: len_of(change),
+            key: *key,
+            count: change.net.unsigned_abs(),
+            generation,
+            site: change.added.unwrap_or_default(),
+        };
+        refused.extend(shadow.modify(&action).err().map(|violation| *violation));
+    }
+    for (key, change) in drops {
+        let action = Action {
+            kind: ActionKind::Drop,
+            bytenr: touched.id.bytenr,
+            len: len_of(change),
+            key: *key,
+            count: change.net.unsigned_abs(),
+            generation,
+            site: change.dropped.unwrap_or_default(),
+        };
+        refused.extend(shadow.modify(&action).err().map(|violation| *violation));
+    }
+    refused
+}
+
+/// A file extent must name the length that the extent item has.
+fn wrong_length(touched: &Touched) -> Option<Violation> {
+    let record = touched.new.as_ref().filter(|record| !record.metadata())?;
+    let added = touched.changes.iter().find(|(_, change)| change.added.is_some() && change.len != record.len);
+    let (key, change) =
+        added.filter(|(key, change)| !key.metadata && (change.net > 0 || change.len_differs))?;
+    let site = change.added.unwrap_or_default();
+    let message = format!(
+        "data extent[{}, {}] size mismatch, file extent item has {}, {key} (held by block {} slot {})",
+        record.bytenr, record.len, change.len, site.block, site.slot
+    );
+    let violation = Violation::new(Code::RefExtentLength, record.bytenr, record.len, message);
+    Some(violation.with_worth(record.len, change.len).with_key(*key))
+}
+
+/// Every reference on which shadow and record disagree.
+fn differences(shadow: &Shadow, touched: &Touched) -> Vec<Difference> {
+    let held = shadow.entry(touched.id.bytenr).map_or(&[][..], |entry| entry.refs());
+    let recorded = touched.new.as_ref().map_or(&[][..], |record| record.backrefs.as_slice());
+    let site_of = |key: &RefKey| {
+        let change = touched.changes.iter().find(|(changed, _)| changed == key).map(|(_, change)| change);
+        change.and_then(|change| if change.net > 0 { change.added } else { change.dropped })
+    };
+    let mut differences = Vec::new();
+    for &(key, held) in held {
+        let backref = recorded.iter().find(|backref| backref.key == key);
+        let count = backref.map_or(0, |backref| backref.count);
+        if count != held {
+            let record_site = backref.map(|backref| backref.site);
+            differences.push(Difference { key, held, recorded: count, site: site_of(&key), record_site });
+        }
+    }
+    for backref in recorded {
+        if backref.count != 0 && !held.iter().any(|(key, _)| *key == backref.key) {
+            let (key, site) = (backref.key, site_of(&backref.key));
+            let record_site = Some(backref.site);
+            differences.push(Difference { key, held: 0, recorded: backref.count, site, record_site });
+        }
+    }
+    differences
+}
+
+/// Whether this much was wrong before, and has not become worse.
+fn is_known(difference: &Difference, known: &[(RefKey, i64)]) -> bool {
+    let now = signed(difference.held) - signed(difference.recorded);
+    known
+        .iter()
+        .any(|(key, more)| *key == difference.key && more.signum() == now.signum() && more.abs() >= now.abs())
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn notes(differences: &[Difference]) -> Vec<String> {
+    let place = |site: Option<Site>| match site {
+        Some(site) if site.block == 0 => ", in a root item".to_owned(),
+        Some(site) => format!(", in block {} slot {}", site.block, site.slot),
+        None => String::new(),
+    };
+    let note = |difference: &Difference| {
+        let Difference { key, held, recorded, site, record_site } = difference;
+        format!(
+            "{key}: the trees hold {held}{}; the extent tree records {recorded}{}",
+            place(*site),
+            place(*record_site)
+        )
+    };
+    differences.iter().map(note).collect()
+}
+
+impl Finding {
+    /// What is reported: the state machine's words where it refused something, else one violation that tells what
+    /// kind of difference it is. One extent, one bug, one report.
+    #[must_use]
+    pub fn into_violation(self) -> Violation {
+        let mut violation = match self.refused.first() {
+            // An unknown extent and one that still exists elsewhere are told apart by the record below.
+            Some(refused) if refused.code != Code::RefNoExtentItem => refused.clone(),
+            _ => describe(&self.touched, &self.differences, &self.refused),
+        };
+        violation.history = self.history;
+        violation.sides = Some(self.sides);
+        violation
+    }
+}
+
+/// Names the kind of difference, in the words of `btrfs check`.
+fn describe(touched: &Touched, differences: &[Difference], refused: &[Violation]) -> Violation {
+    let bytenr = touched.id.bytenr;
+    let held: u64 = differences.iter().map(|d| d.held).fold(0, u64::saturating_add);
+    let Some(record) = touched.new.as_deref() else {
+        return no_extent_item(touched, differences, refused);
+    };
+    let len = record.len;
+    let kind = if record.metadata() { "tree" } else { "data" };
+    if let Some(wrong_kind) = differences.iter().find(|d| d.held > 0 && d.key.metadata != record.metadata()) {
+        let really = if record.metadata() { "data" } else { "a tree block" };
+        let message = format!(
+            "backpointer mismatch on [{bytenr} {len}]: the extent item says {kind}, but {} refers to {really}{}",
+            wrong_kind.key,
+            held_by(wrong_kind)
+        );
+        return Violation::new(Code::RefExtentType, bytenr, len, message).with_key(wrong_kind.key);
+    }
+    if let [one, other] = differences
+        && let Some(violation) = wrong_field(touched, record, one, other)
+    {
+        return violation;
+    }
+    let recorded_sum = record.backref_sum();
+    let missing = differences.iter().find(|d| d.held > d.recorded);
+    let stale = differences.iter().find(|d| d.held < d.recorded);
+    let nothing_held = held == 0 && differences.iter().map(|d| d.recorded).sum::<u64>() == recorded_sum;
+    match (missing, stale) {
+        (None, Some(stale)) if nothing_held => {
+            let message = format!(
+                "ref mismatch on [{bytenr} {len}] extent item {}, found 0: no tree holds a reference to it \
+                 (owner ref check failed [{bytenr} {len}]){}",
+                record.refs,
+                held_by(stale)
+            );
+            Violation::new(Code::RefStaleExtent, bytenr, len, message)
+                .with_worth(0, record.refs)
+                .with_key(stale.key)
+        }
+        (Some(different), None) | (None, Some(different)) if different.held > 0 && different.recorded > 0 => {
+            let message = format!(
+                "data extent[{bytenr}, {len}] referencer count mismatch ({}) wanted {} have {}{}",
+                different.key,
+                different.recorded,
+                different.held,
+                held_by(different)
+            );
+            Violation::new(Code::RefBackrefCount, bytenr, len, message)
+                .with_worth(different.held, different.recorded)
+                .with_key(different.key)
+        }
+        (Some(missing), _) => {
+            let message = format!(
+                "ref mismatch on [{bytenr} {len}] extent item {}, found {}: {kind} extent[{bytenr}, {len}] {} has no \
+                 backref item in extent tree{}",
+                record.refs,
+                record.refs.saturating_add(missing.held - missing.recorded),
+                missing.key,
+                held_by(missing)
+            );
+            Violation::new(Code::RefMissingBackref, bytenr, len, message)
+                .with_worth(missing.held, missing.recorded)
+                .with_key(missing.key)
+        }
+        (None, stale) => {
+            let key = stale.map(|stale| stale.key);
+            let (held, recorded) = stale.map_or((0, 0), |stale| (stale.held, stale.recorded));
+            let what = key.map_or_else(String::new, |key| key.to_string());
+            let message = format!(
+                "ref mismatch on [{bytenr} {len}] extent item {}, found {}: backref {what} is not referenced back",
+                record.refs,
+                record.refs.saturating_sub(recorded.saturating_sub(held)),
+            );
+            let violation =
+                Violation::new(Code::RefStaleBackref, bytenr, len, message).with_worth(held, recorded);
+            match key {
+                Some(key) => violation.with_key(key),
+                None => violation,
+            }
+        }
+    }
+}
+
+fn no_extent_item(touched: &Touched, differences: &[Difference], refused: &[Violation]) -> Violation {
+    let bytenr = touched.id.bytenr;
+    let was = touched.old.as_deref();
+    let len = was.map_or_else(
+        || touched.changes.iter().map(|(_, change)| change.len).max().unwrap_or(0),
+        |record| record.len,
+    );
+    let first = differences.first();
+    let key = first.map(|d| d.key).or_else(|| refused.first().and_then(|violation| violation.key));
+    let held: u64 = differences.iter().map(|d| d.held).fold(0, u64::saturating_add).max(1);
+    let what = key.map_or_else(String::new, |key| {
+        format!("{} extent[{bytenr}, {len}] {key}", if key.metadata { "tree" } else { "data" })
+    });
+    let freed =
+        if was.is_some() { "its extent item was removed in this commit" } else { "it has no extent item" };
+    let site = first.map_or_else(String::new, held_by);
+    let message = format!(
+        "ref mismatch on [{bytenr} {len}] extent item 0, found {held}: {what} has no backref item in extent tree: \
+         {freed} while the trees refer to it{site}"
+    );
+    let violation = Violation::new(Code::RefNoExtentItem, bytenr, len, message).with_worth(held, 0);
+    match key {
+        Some(key) => violation.with_key(key),
+        None => violation,
+    }
+}
+
+fn held_by(difference: &Difference) -> String {
+    match (difference.site, difference.record_site) {
+        (Some(site), _) if site.block != 0 => format!(" (held by block {} slot {})", site.block, site.slot),
+        (None, Some(site)) => format!(" (recorded in leaf {} slot {})", site.block, site.slot),
+        _ => String::new(),
+    }
+}
+
+/// One reference missing and one too many that differ in a single field: that field is wrong.
+fn wrong_field(
+    touched: &Touched,
+    record: &ExtentRecord,
+    one: &Difference,
+    other: &Difference,
+) -> Option<Violation> {
+    let (missing, stale) = match (one.held > one.recorded, other.held > other.recorded) {
+        (true, false) => (one, other),
+        (false, true) => (other, one),
+        _ => return None,
+    };
+    if missing.held - missing.recorded != stale.recorded - stale.held {
+        return None;
+    }
+    let (have, want) = (stale.key, missing.key);
+    let (code, field, expected, found) =
+        if have.parent != 0 && (RefKey { parent: want.parent, ..have }) == want {
+            (Code::RefWrongParent, "parent", want.parent, have.parent)
+        } else if have.parent != 0 || want.parent != 0 {
+            return None;
+        } else if (RefKey { root: want.root, ..have }) == want {
+            (Code::RefWrongRoot, "root", want.root, have.root)
+        } else if (RefKey { owner: want.owner, ..have }) == want {
+            (Code::RefWrongOwner, if want.metadata { "level" } else { "owner" }, want.owner, have.owner)
+        } else if (RefKey { offset: want.offset, ..have }) == want {
+            (Code::RefWrongOffset, "offset", want.offset, have.offset)
+        } else {
+            return None;
+        };
+    let (bytenr, len) = (touched.id.bytenr, record.len);
+    let message = format!(
+        "backpointer mismatch on [{bytenr} {len}]: the extent tree records a reference of {have}{}, the trees hold \
+         one of {want}{}: wrong {field}",
+        stale
+            .record_site
+            .map_or_else(String::new, |site| format!(" (leaf {} slot {})", site.block, site.slot)),
+        held_by(&Difference { record_site: None, ..*missing })
+    );
+    Some(
+        Violation::new(code, bytenr, len, message)
+            .with_worth(Worth::Number(expected), Worth::Number(found))
+            .with_key(want),
+    )
+}

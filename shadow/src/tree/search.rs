@@ -1,0 +1,79 @@
+//! Searches in one tree that come mostly in key order: the leaf found last is tried first.
+
+use std::sync::Arc;
+
+use parser::{Block, Key};
+
+use crate::forest::{BlockProblem, Expect, Forest};
+use crate::source::TreeBlock;
+use crate::tree::cursor::ItemRef;
+
+/// A leaf and the key that the next leaf begins with.
+type LeafAndNext = (Arc<TreeBlock>, Option<Key>);
+
+/// Finds items of one tree.
+pub struct Searcher<'a> {
+    forest: Forest<'a>,
+    root: Option<Expect>,
+    /// Where the last search ended.
+    leaf: Option<LeafAndNext>,
+}
+
+impl<'a> Searcher<'a> {
+    /// Searches the tree whose root is `root`; without one, nothing is ever found.
+    #[must_use]
+    pub fn new(forest: Forest<'a>, root: Option<Expect>) -> Self {
+        Searcher { forest, root, leaf: None }
+    }
+
+    /// All items whose keys lie in `[from, to]`, handed to `visit` in key order.
+    ///
+    /// # Errors
+    /// [`BlockProblem`] when a block on the way can't be used.
+    pub fn range(&mut self, from: Key, to: Key, mut visit: impl FnMut(ItemRef)) -> Result<(), BlockProblem> {
+        let mut from = from;
+        loop {
+            let Some((leaf, next)) = self.leaf_for(&from)? else { return Ok(()) };
+            if let Some(Block::Leaf(view)) = leaf.view() {
+                for slot in view.lower_bound(&from)..view.len() {
+                    match ItemRef::new(&leaf, slot) {
+                        Some(item) if item.key <= to => visit(item),
+                        _ => return Ok(()),
+                    }
+                }
+            }
+            match next {
+                Some(next) if next <= to && next > from => from = next,
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// The leaf that would hold `key`.
+    fn leaf_for(&mut self, key: &Key) -> Result<Option<LeafAndNext>, BlockProblem> {
+        if let Some((leaf, next)) = &self.leaf
+            && leaf.view().and_then(|view| view.first_key()).is_some_and(|first| first <= *key)
+            && next.is_none_or(|next| *key < next)
+        {
+            return Ok(Some((Arc::clone(leaf), *next)));
+        }
+        let Some(mut expect) = self.root else { return Ok(None) };
+        let mut next = None;
+        loop {
+            let block = self.forest.read(&expect)?;
+            match block.view() {
+                Some(Block::Node(node)) => {
+                    let slot = node.slot_for(key).unwrap_or(0);
+                    let Some(ptr) = node.ptr(slot) else { return Ok(None) };
+                    next = node.ptr(slot + 1).map(|ptr| ptr.key).or(next);
+                    expect = expect.child(&node.header(), slot, &ptr);
+                }
+                Some(Block::Leaf(_)) => {
+                    self.leaf = Some((Arc::clone(&block), next));
+                    return Ok(Some((block, next)));
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+}
