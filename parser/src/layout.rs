@@ -334,6 +334,14 @@ const _: () = {
     assert!(offset_of!(FileExtent, disk_bytenr) == 21);
 };
 
+/// Where the super block's magic lies.
+pub(crate) const MAGIC_AT: usize = offset_of!(SuperBlock, magic);
+
+/// The magic as the number that the kernel compares, for messages.
+pub(crate) fn magic_value(super_block: &SuperBlock) -> u64 {
+    u64::from_le_bytes(super_block.magic)
+}
+
 /// Reads `T` from the first bytes of `bytes`; what follows is ignored.
 pub(crate) fn prefix<'a, T>(what: &'static str, bytes: &'a [u8]) -> Result<&'a T, ParseError>
 where

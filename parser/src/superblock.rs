@@ -1,7 +1,5 @@
 //! The super block, its copies and its feature bits.
 
-use core::mem::offset_of;
-
 use zerocopy::IntoBytes as _;
 
 use crate::Uuid;
@@ -41,8 +39,8 @@ pub enum MagicKind {
 /// Tells what kind of super block `bytes` begin with, looking at the magic alone.
 #[must_use]
 pub fn magic_kind(bytes: &[u8]) -> MagicKind {
-    let at = offset_of!(layout::SuperBlock, magic);
-    match bytes.get(at..at + 8) {
+    let at = layout::MAGIC_AT;
+    match bytes.get(at..at + MAGIC.len()) {
         Some(magic) if magic == MAGIC => MagicKind::Btrfs,
         Some(magic) if magic == MAGIC_IN_PROGRESS => MagicKind::InProgress,
         _ => MagicKind::Other,
@@ -63,7 +61,7 @@ impl<'a> SuperBlock<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
         let raw: &layout::SuperBlock = layout::prefix("btrfs_super_block", bytes)?;
         if raw.magic != MAGIC {
-            return Err(invalid("magic", u64::from_le_bytes(raw.magic)));
+            return Err(invalid("magic", layout::magic_value(raw)));
         }
         let (sectorsize, nodesize) = (raw.sectorsize.get(), raw.nodesize.get());
         if !sectorsize.is_power_of_two() || !(4096..=65536).contains(&sectorsize) {
