@@ -224,6 +224,3 @@ fn check_range(sector: u64, len: usize, disk: Disk) -> Result<u64, Refusal> {
         _ => Err(Refusal::Malformed("beyond the end of the disk")),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -187,7 +187,7 @@ impl Setup {
             }
             sessions
         });
-        Device { tap, socket, stop, file, thread: Some(thread), _dir: dir }
+        Device { tap, socket, stop, image: path, file, thread: Some(thread), _dir: dir }
     }
 }
 
@@ -196,6 +196,7 @@ pub struct Device {
     pub tap: Arc<TestTap>,
     pub socket: PathBuf,
     pub stop: StopHandle,
+    pub image: PathBuf,
     file: File,
     thread: Option<JoinHandle<usize>>,
     _dir: TempDir,

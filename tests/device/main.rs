@@ -1,5 +1,9 @@
-//! The device, driven by a vhost-user client in the same process.
+//! The device, driven from outside by a vhost-user client and by a hand-made frontend.
 
 mod client;
+mod frontend;
 mod harness;
+mod hostile;
 mod integrity;
+mod lifecycle;
+mod rings;

@@ -1,1 +1,0 @@
-//! Chains as no sane driver makes them.
