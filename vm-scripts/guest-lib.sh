@@ -5,7 +5,7 @@
 # wrote reads back, the scrub finds nothing and the kernel did not complain about btrfs.
 set -eu
 
-: "${SEED:=1}"
+: "${SEED:=1}" "${REFLINK:=always}"
 RANDOM=$SEED
 
 # busybox's shell prefers its own applets to programs of the same name; these lack --reflink and --punch-hole.
@@ -50,6 +50,51 @@ put_bytes() {
     dd if=$POOL bs=1024 skip="$R" count=64 2>/dev/null | head -c "$2" >"$1"
 }
 
+# churn DIR: some work on the files f0 to f19 in DIR: made, overwritten, cloned, cut short, deleted.
+churn() {
+    local n=0
+    [ -d "$1" ] || mkdir "$1"
+    while [ $n -lt 8 ]; do
+        rnd 20
+        CHURNED=$1/f$R
+        rnd 96
+        put "$CHURNED" $((R + 1))
+        n=$((n + 1))
+    done
+    rnd 90
+    put "$CHURNED" 8 "$R"
+    put_bytes "$1/inline$R" 500
+    quietly cp --reflink=$REFLINK --remove-destination "$CHURNED" "$1/clone$((R % 4))"
+    put "$1/clone$((R % 4))" 4 8
+    rnd 20
+    rm -f "$1/f$R"
+    rnd 100
+    truncate -s $((R * 1024)) "$CHURNED"
+}
+
+# many_small_files DIR COUNT: enough of them fill leaves, and with them the levels of a tree.
+many_small_files() {
+    local n=0
+    mkdir "$1"
+    while [ $n -lt "$2" ]; do
+        echo "$1 $n" >"$1/one of many small files, with a name that is long enough to count, number $n"
+        n=$((n + 1))
+    done
+}
+
+commit_now() { quietly btrfs filesystem sync /mnt; }
+
+# check_again [MOUNT_OPTIONS]: unmounts, and everything that remember_all saw reads the same from the disk.
+remember_all() { remember /mnt all; }
+check_again() {
+    unmount_fs
+    mount_fs "${1:-noatime}"
+    unchanged /mnt all
+    verify_disk
+    unmount_fs
+    step "generation $(generation)"
+}
+
 make_fs() { # MKFS_OPTION...
     quietly mkfs.btrfs -q -f "$@" "$DISK"
 }
@@ -70,12 +115,12 @@ delete_subvolume() { quietly btrfs subvolume delete "$@"; }
 wait_for_deletions() { quietly btrfs subvolume sync /mnt; }
 
 # remember DIR NAME: the checksums of all files under DIR.
-remember() { (cd "$1" && find . -xdev -type f -print0 | sort -z | xargs -0 -r md5sum) >"/tmp/remembered.$2"; }
+remember() { (cd "$1" && find . -type f -print0 | sort -z | xargs -0 -r md5sum) >"/tmp/remembered.$2"; }
 
 # unchanged DIR NAME
 unchanged() {
     (cd "$1" && md5sum -c -s "/tmp/remembered.$2") || fail "the files under $1 differ from what was written ($2)"
-    [ "$(find "$1" -xdev -type f | wc -l)" -eq "$(wc -l <"/tmp/remembered.$2")" ] ||
+    [ "$(find "$1" -type f | wc -l)" -eq "$(wc -l <"/tmp/remembered.$2")" ] ||
         fail "$1 has not the number of files that were written ($2)"
 }
 
