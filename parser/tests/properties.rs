@@ -1,0 +1,298 @@
+//! No input makes the parser panic: every view and every accessor on arbitrary bytes, on bytes with a plausible
+//! header, and on real blocks with some of their bytes changed. And what the views say of real blocks holds together.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::hint::black_box;
+use std::os::unix::fs::FileExt as _;
+use std::sync::LazyLock;
+
+use oracle::Volume;
+use parser::block::{HEADER_SIZE, Header};
+use parser::csum::{ChecksumType, extent_data_ref_hash};
+use parser::dev::{BlockGroupItem, DevExtent, DevItem};
+use parser::free_space::{FreeSpaceInfo, bitmap_runs};
+use parser::key::item;
+use parser::map::Physical;
+use parser::root::RootRef;
+use parser::superblock::{self, SuperBlock, compat_ro, incompat};
+use parser::{BackRef, Block, Chunk, ChunkItem, ChunkMap, ExtentItem, FileExtent, Key, RootItem, check};
+use proptest::prelude::*;
+use testkit::{Spec, workload};
+
+/// Calls every accessor of every item view on `data`, whatever its key says.
+fn use_item(key: &Key, data: &[u8]) {
+    black_box(key.to_string());
+    for item_type in [item::EXTENT_ITEM, item::METADATA_ITEM, key.item_type] {
+        if let Ok(extent) = ExtentItem::parse(item_type, data) {
+            black_box((extent.refs(), extent.generation(), extent.flags(), extent.block_info_level()));
+            for backref in extent.inline_refs().flatten() {
+                black_box((backref.count(), backref.item_type()));
+            }
+        }
+    }
+    for item_type in
+        (0..=u8::MAX).filter(|item_type| BackRef::is_keyed_type(*item_type)).chain([key.item_type])
+    {
+        black_box(BackRef::parse_keyed(&Key { item_type, ..*key }, data)).ok();
+    }
+    if let Ok(extent) = FileExtent::parse(data) {
+        black_box(extent.extent());
+    }
+    if let Ok(root) = RootItem::parse(data) {
+        black_box(root.drop_cursor());
+    }
+    if let Ok(chunk) = ChunkItem::parse_prefix(data) {
+        black_box((chunk.item_size(), chunk.length(), chunk.owner(), chunk.stripe_len(), chunk.flags()));
+        black_box(chunk.stripes().count());
+        use_chunk(key.offset, &chunk);
+    }
+    black_box(ChunkItem::parse(data)).ok();
+    black_box(RootRef::parse(data)).ok();
+    black_box(BlockGroupItem::parse(data)).ok();
+    black_box(DevExtent::parse(data)).ok();
+    black_box(DevItem::parse(data)).ok();
+    black_box(FreeSpaceInfo::parse(data)).ok();
+    let set: u64 = bitmap_runs(data).map(|(_, bits)| bits).sum();
+    assert_eq!(set, data.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>());
+}
+
+/// A map of two chunks made from one hostile item, asked at the edges.
+fn use_chunk(logical: u64, item: &ChunkItem<'_>) {
+    let chunk = Chunk::new(logical, item);
+    black_box((chunk.end(), chunk.stripe_size(), chunk.flags.holds_data(), chunk.flags.holds_metadata()));
+    let other = Chunk { logical: chunk.logical / 2, length: 4096, ..chunk.clone() };
+    let Ok(map) = ChunkMap::new(vec![chunk.clone(), other]) else { return };
+    for bytenr in [0, chunk.logical, chunk.end().wrapping_sub(1), chunk.end(), u64::MAX] {
+        for len in [0, 1, 4096, u64::MAX] {
+            if let Ok(copies) = map.copies(bytenr, len) {
+                for place in copies {
+                    black_box(map.logical(place).map(|(chunk, logical)| (chunk.logical, logical)));
+                }
+            }
+        }
+        black_box(map.chunk_at(bytenr));
+        black_box(map.logical(Physical { devid: chunk.stripes[0].devid, offset: bytenr }));
+    }
+    for (range, chunk) in map.device_ranges(chunk.stripes[0].devid) {
+        black_box((range.stripe(), chunk.end()));
+    }
+}
+
+/// Calls every accessor of a tree block and of every item in it.
+fn use_block(bytes: &[u8]) {
+    if let Ok(header) = Header::parse(bytes) {
+        black_box((header.csum(), header.fsid(), header.bytenr(), header.generation(), header.owner()));
+        black_box((
+            header.backref_rev(),
+            header.is_reloc(),
+            header.flags(),
+            header.nritems(),
+            header.level(),
+        ));
+    }
+    for csum_type in 0..4 {
+        black_box(ChecksumType::from_disk(csum_type).unwrap().verify(bytes));
+    }
+    let Ok(block) = Block::parse(bytes) else { return };
+    black_box((block.header().level(), block.first_key()));
+    for sectorsize in [0, 1, 4096, u32::MAX] {
+        if let Err(fault) = check::block(&block, sectorsize) {
+            black_box(fault.to_string());
+        }
+    }
+    match block {
+        Block::Node(node) => {
+            assert_eq!(node.ptrs().count(), node.len());
+            for slot in 0..=node.len() {
+                let ptr = node.ptr(slot);
+                assert_eq!(ptr.is_some(), slot < node.len());
+                if let Some(ptr) = ptr {
+                    black_box((node.slot_for(&ptr.key), ptr.key.to_string()));
+                }
+            }
+            black_box((node.slot_for(&Key::MIN), node.slot_for(&Key::MAX), node.ptr(usize::MAX)));
+        }
+        Block::Leaf(leaf) => {
+            assert_eq!(leaf.items().count(), leaf.len());
+            for (slot, (key, data)) in leaf.items().enumerate() {
+                assert_eq!((leaf.key(slot), leaf.data(slot)), (Some(key), data));
+                black_box(leaf.lower_bound(&key));
+                use_item(&key, data);
+            }
+            assert!(leaf.key(leaf.len()).is_none() && leaf.data(usize::MAX).is_empty());
+        }
+    }
+}
+
+/// Calls every accessor of a super block.
+fn use_super_block(bytes: &[u8]) {
+    black_box(superblock::magic_kind(bytes));
+    let Ok(sb) = SuperBlock::parse(bytes) else { return };
+    black_box((sb.fsid(), sb.metadata_uuid(), sb.bytenr(), sb.flags(), sb.generation(), sb.root()));
+    black_box((
+        sb.chunk_root(),
+        sb.chunk_root_generation(),
+        sb.log_root(),
+        sb.total_bytes(),
+        sb.bytes_used(),
+    ));
+    black_box((sb.num_devices(), sb.compat_flags(), sb.dev_item(), sb.label(), sb.verify_csum()));
+    assert!(sb.sectorsize() <= sb.nodesize() && sb.nodesize() <= 65536);
+    black_box(incompat::names(sb.incompat_flags()).count() + compat_ro::names(sb.compat_ro_flags()).count());
+    assert!(sb.same_but_log_root(&sb));
+    for (logical, chunk) in sb.sys_chunks().flatten() {
+        use_chunk(logical, &chunk);
+    }
+}
+
+/// The live tree blocks and the super block of a real image.
+struct Real {
+    super_block: Vec<u8>,
+    blocks: Vec<Vec<u8>>,
+}
+
+static REAL: LazyLock<Real> = LazyLock::new(|| {
+    let spec = Spec::new("properties", "-n 4096 -m dup -O ^skinny-metadata");
+    let image = spec.build(&(workload::mixed(30) + &workload::deep()));
+    let file = File::open(image.path()).unwrap();
+    let mut read = |offset: u64, bytes: &mut [u8]| file.read_exact_at(bytes, offset);
+    let report = oracle::examine(&mut read).unwrap();
+    let mut volume = Volume::open(&mut read).unwrap();
+    let blocks: Vec<_> = report.tree_blocks.iter().map(|&at| volume.block(at).unwrap().to_vec()).collect();
+    assert!(blocks.len() > 200, "{} blocks", blocks.len());
+    Real { super_block: volume.super_block().bytes().to_vec(), blocks }
+});
+
+/// Changes of single bytes: place (modulo the length) and new value. Half of them hit the header and the first items.
+fn mutations() -> impl Strategy<Value = Vec<(usize, u8)>> {
+    let place = prop_oneof![0..400usize, any::<usize>()];
+    let value = prop_oneof![Just(0), Just(1), Just(0xff), Just(0x80), any::<u8>()];
+    proptest::collection::vec((place, value), 1..12)
+}
+
+fn mutated(original: &[u8], mutations: &[(usize, u8)]) -> Vec<u8> {
+    let mut bytes = original.to_vec();
+    for (place, value) in mutations {
+        let place = place % bytes.len();
+        bytes[place] = *value;
+    }
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn arbitrary_bytes_as_a_block(bytes in proptest::collection::vec(any::<u8>(), 0..1500)) {
+        use_block(&bytes);
+        use_super_block(&bytes);
+    }
+
+    #[test]
+    fn arbitrary_items_under_a_plausible_header(
+        mut bytes in proptest::collection::vec(any::<u8>(), HEADER_SIZE..1500),
+        nritems in 0..60u8,
+        level in 0..9u8,
+    ) {
+        bytes[96..101].copy_from_slice(&[nritems, 0, 0, 0, level]);
+        use_block(&bytes);
+    }
+
+    #[test]
+    fn arbitrary_bytes_as_an_item(
+        bytes in proptest::collection::vec(any::<u8>(), 0..600),
+        objectid: u64,
+        item_type: u8,
+        offset: u64,
+    ) {
+        use_item(&Key::new(objectid, item_type, offset), &bytes);
+    }
+
+    #[test]
+    fn real_blocks_with_changed_bytes(index: prop::sample::Index, mutations in mutations()) {
+        let original: &Vec<u8> = index.get(&REAL.blocks);
+        use_block(&mutated(original, &mutations));
+    }
+
+    #[test]
+    fn real_blocks_cut_short(index: prop::sample::Index, length in 0..4096usize) {
+        use_block(&index.get(&REAL.blocks)[..length]);
+    }
+
+    #[test]
+    fn real_super_block_with_changed_bytes(mutations in mutations()) {
+        let bytes = mutated(&REAL.super_block, &mutations);
+        use_super_block(&bytes);
+        // The system chunk array and what bounds it.
+        let mut bytes = REAL.super_block.clone();
+        for (place, value) in mutations {
+            bytes[811 + place % 140] = value;
+        }
+        use_super_block(&bytes);
+    }
+
+    #[test]
+    fn keys_are_ordered_as_on_disk(a: (u64, u8, u64), b: (u64, u8, u64)) {
+        let key = |(objectid, item_type, offset)| Key::new(objectid, item_type, offset);
+        prop_assert_eq!(key(a).cmp(&key(b)), a.cmp(&b));
+        prop_assert!(Key::MIN <= key(a) && key(a) <= Key::MAX);
+    }
+}
+
+#[test]
+fn real_blocks_are_well_formed() {
+    for bytes in &REAL.blocks {
+        let block = Block::parse(bytes).unwrap();
+        check::block(&block, 4096).unwrap();
+        use_block(bytes);
+        let Block::Leaf(leaf) = block else { continue };
+        for (slot, (key, _)) in leaf.items().enumerate() {
+            assert_eq!(leaf.lower_bound(&key), slot);
+        }
+    }
+}
+
+/// Keyed data backrefs lie at the hash of what they say; after a collision at one of the places behind it.
+#[test]
+fn keyed_data_backrefs_lie_at_their_hash() {
+    let mut distances: BTreeMap<u64, usize> = BTreeMap::new();
+    for bytes in &REAL.blocks {
+        let Block::Leaf(leaf) = Block::parse(bytes).unwrap() else { continue };
+        for (key, data) in leaf.items().filter(|(key, _)| key.item_type == item::EXTENT_DATA_REF) {
+            let BackRef::ExtentData { root, objectid, offset, .. } =
+                BackRef::parse_keyed(&key, data).unwrap()
+            else {
+                panic!("{key} is no data backref")
+            };
+            *distances.entry(key.offset - extent_data_ref_hash(root, objectid, offset)).or_default() += 1;
+        }
+    }
+    let exact = distances.get(&0).copied().unwrap_or(0);
+    assert!(exact > 200, "{distances:?}");
+    assert!(distances.keys().all(|distance| *distance < 4), "{distances:?}");
+}
+
+/// Inline data backrefs of one item stand in descending order of their hash.
+#[test]
+fn inline_data_backrefs_are_ordered_by_hash() {
+    let mut pairs = 0;
+    for bytes in &REAL.blocks {
+        let Block::Leaf(leaf) = Block::parse(bytes).unwrap() else { continue };
+        for (key, data) in leaf.items().filter(|(key, _)| key.item_type == item::EXTENT_ITEM) {
+            let hashes: Vec<u64> = ExtentItem::parse(key.item_type, data)
+                .unwrap()
+                .inline_refs()
+                .filter_map(|backref| match backref.unwrap() {
+                    BackRef::ExtentData { root, objectid, offset, .. } => {
+                        Some(extent_data_ref_hash(root, objectid, offset))
+                    }
+                    _ => None,
+                })
+                .collect();
+            assert!(hashes.windows(2).all(|pair| pair[0] > pair[1]), "{key}: {hashes:?}");
+            pairs += hashes.len().saturating_sub(1);
+        }
+    }
+    assert!(pairs > 100, "{pairs} pairs");
+}
