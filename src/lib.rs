@@ -1,6 +1,14 @@
-//! A vhost-user block backend that verifies the guest's btrfs at every transaction commit.
+//! The impure half of btrfs-shadow: a vhost-user block backend that verifies the guest's btrfs at every transaction
+//! commit. ARCHITECTURE.md has the map.
 
+pub mod capture;
+pub mod cli;
 pub mod device;
 pub mod engine;
+pub mod events;
+pub mod fault;
 pub mod image;
+pub mod serve;
+pub mod signals;
 pub mod tap;
+pub mod verifier;

@@ -1,2 +1,37 @@
-//! bin
-fn main() {}
+//! The `btrfs-shadow` program: reads the command line and turns what comes out into an exit code.
+
+use std::process::ExitCode;
+
+use btrfs_shadow::cli::{Cli, Command};
+use btrfs_shadow::serve;
+use clap::{CommandFactory as _, Parser as _};
+use tracing_subscriber::EnvFilter;
+
+/// Could not run: usage, I/O.
+const COULD_NOT_RUN: u8 = 2;
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("BTRFS_SHADOW_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let cli = Cli::parse();
+    let wants_capabilities = cli.print_capabilities
+        || matches!(&cli.command, Some(Command::Serve(serve)) if serve.print_capabilities);
+    if wants_capabilities {
+        println!("{}", serve::CAPABILITIES);
+        return ExitCode::SUCCESS;
+    }
+    let result = match &cli.command {
+        Some(Command::Serve(options)) => serve::run(options).map(|summary| summary.exit_code()),
+        None => {
+            let _ = Cli::command().print_help();
+            return ExitCode::from(COULD_NOT_RUN);
+        }
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("btrfs-shadow: {error:#}");
+            ExitCode::from(COULD_NOT_RUN)
+        }
+    }
+}

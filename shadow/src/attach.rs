@@ -6,11 +6,12 @@ use std::sync::Arc;
 use parser::dev::DevItem;
 use parser::key::item;
 use parser::superblock::{compat_ro, incompat};
-use parser::{Chunk, ChunkItem, ChunkMap, ParseError, RootItem, SuperBlock, Uuid};
+use parser::{Chunk, ChunkItem, ChunkMap, ParseError, RootItem, SuperBlock, Uuid, ids};
 use thiserror::Error;
 
 use crate::codes::Code;
 use crate::forest::{BlockProblem, Expect, Forest, Geometry, RootId, Snapshot};
+use crate::record::{RecordBuilder, is_record_item};
 use crate::source::BlockSource;
 use crate::tree::{Cursor, ItemRef, diff};
 use crate::violation::Violation;
@@ -225,4 +226,54 @@ fn root_item(found: &ItemRef) -> Option<(RootId, Result<RootItem, Box<Violation>
         Box::new(Violation::new(Code::TreeRootItem, block, 0, message))
     });
     Some((id, parsed))
+}
+
+/// Largest extent tree that is read as a whole at attach, in bytes of tree blocks: about a million extents. Beyond
+/// it attaching would be noticed.
+pub const SURVEY_LIMIT: u64 = 64 << 20;
+
+/// What reading the whole extent tree has shown.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Extents, tree blocks among them.
+    pub extents: u64,
+    /// Tree blocks.
+    pub tree_blocks: u64,
+    /// What is wrong with records by themselves: the checks of ref-verify's `btrfs_build_ref_tree`.
+    pub violations: Vec<Violation>,
+}
+
+/// Reads the extent tree as ref-verify does at mount. `None` when it is larger than [`SURVEY_LIMIT`] or can't be
+/// read to the end.
+#[must_use]
+pub fn survey(forest: &Forest<'_>) -> Option<Survey> {
+    let root = forest.snapshot.roots.get(&RootId { tree: ids::EXTENT_TREE, offset: 0 })?;
+    if root.bytes_used > SURVEY_LIMIT {
+        return None;
+    }
+    let mut survey = Survey::default();
+    let mut builder: Option<(u64, RecordBuilder<'_>)> = None;
+    let mut finish = |builder: Option<(u64, RecordBuilder<'_>)>| {
+        let Some((_, builder)) = builder else { return };
+        let built = builder.finish();
+        survey.extents += u64::from(built.record.is_some());
+        survey.tree_blocks += u64::from(built.record.is_some_and(|record| record.metadata()));
+        survey.violations.extend(built.violations);
+    };
+    let mut cursor = Cursor::new(*forest, forest.snapshot.tree(ids::EXTENT_TREE));
+    while let Some(found) = cursor.next_item() {
+        if !is_record_item(found.key.item_type) {
+            continue;
+        }
+        let bytenr = found.key.objectid;
+        if builder.as_ref().is_none_or(|(current, _)| *current != bytenr) {
+            let next = RecordBuilder::new(&forest.snapshot.geometry, bytenr);
+            finish(builder.replace((bytenr, next)));
+        }
+        if let Some((_, builder)) = &mut builder {
+            builder.push(&found.key, found.data(), found.site);
+        }
+    }
+    finish(builder);
+    cursor.into_problems().is_empty().then_some(survey)
 }

@@ -172,6 +172,13 @@ impl Verifier {
         Ok(self.snapshot.insert(snapshot))
     }
 
+    /// Reads the whole extent tree, where it is small enough for that to go unnoticed: see [`attach::survey`].
+    #[must_use]
+    pub fn survey(&self, source: &dyn BlockSource) -> Option<attach::Survey> {
+        let snapshot = self.snapshot.as_ref().filter(|_| self.coverage.is_whole())?;
+        attach::survey(&Forest::new(snapshot, source))
+    }
+
     /// Forgets the file system.
     pub fn detach(&mut self) {
         self.snapshot = None;

@@ -1,0 +1,158 @@
+//! Reads along with the device: decides which writes are copied, keeps the tree blocks among them, and hands super
+//! block writes to the verifier.
+//!
+//! File data is never looked at. What a captured block is gets decided at the commit, by who points to it; here it
+//! is only a candidate: it lies where tree blocks may lie and carries the file system's UUID.
+
+mod cache;
+mod regions;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwapOption;
+use crossbeam_channel::Sender;
+use parser::Header;
+use parser::superblock::OFFSETS;
+use shadow::TreeBlock;
+
+pub use cache::BlockCache;
+pub use regions::Regions;
+
+use crate::fault::FaultPlan;
+use crate::image::Image;
+use crate::tap::{CopyFate, HoldDone, Tap, WritePlan};
+
+/// Bytes of a super block.
+pub const SUPER_SIZE: u64 = parser::superblock::SIZE as u64;
+
+/// Byte offset of the primary super block, whose write is the commit.
+pub const PRIMARY_SUPER: u64 = OFFSETS[0];
+
+/// What the verifier's thread is told, in the order in which it happened.
+pub enum Message {
+    /// A write that touches the primary super block, held until its verdict.
+    SuperWrite {
+        /// Byte offset of the write.
+        offset: u64,
+        /// All it writes.
+        bytes: Vec<u8>,
+        /// When it was submitted.
+        submitted: std::time::Instant,
+        /// Answers the guest.
+        done: HoldDone,
+    },
+    /// A frontend connected.
+    Connected,
+    /// The frontend is gone.
+    Disconnected,
+}
+
+/// Counts what was captured since the last commit took them.
+#[derive(Debug, Default)]
+pub struct CaptureCounters {
+    tree_blocks: AtomicU64,
+}
+
+impl CaptureCounters {
+    /// Tree blocks written since this was last asked; each copy of a block counts.
+    pub fn take_tree_blocks(&self) -> u64 {
+        self.tree_blocks.swap(0, Ordering::Relaxed)
+    }
+}
+
+/// State that capture and verifier share.
+pub struct CaptureShared {
+    /// Where tree blocks may lie; none while no file system is known.
+    pub regions: ArcSwapOption<Regions>,
+    /// Tree blocks by place.
+    pub cache: Arc<BlockCache>,
+    /// What was captured.
+    pub counters: CaptureCounters,
+}
+
+impl CaptureShared {
+    /// Reads through `image`, keeping about `limit` bytes of blocks.
+    #[must_use]
+    pub fn new(image: Arc<dyn Image>, limit: usize) -> Self {
+        CaptureShared {
+            regions: ArcSwapOption::empty(),
+            cache: Arc::new(BlockCache::new(image, limit)),
+            counters: CaptureCounters::default(),
+        }
+    }
+}
+
+/// The tap of one disk.
+pub struct Capture {
+    shared: Arc<CaptureShared>,
+    verifier: Sender<Message>,
+    fault: Option<FaultPlan>,
+}
+
+impl Capture {
+    /// A tap that tells `verifier` about super block writes; `fault` is planted where there is one.
+    #[must_use]
+    pub fn new(shared: Arc<CaptureShared>, verifier: Sender<Message>, fault: Option<FaultPlan>) -> Self {
+        Capture { shared, verifier, fault }
+    }
+
+    fn tell(&self, message: Message) {
+        if self.verifier.send(message).is_err() {
+            // Only at the end of the process; a held write is answered by being dropped.
+            tracing::error!("the verifier is gone");
+        }
+    }
+}
+
+impl Tap for Capture {
+    fn plan(&self, offset: u64, len: u64) -> WritePlan {
+        let end = offset.saturating_add(len);
+        if offset < PRIMARY_SUPER + SUPER_SIZE && end > PRIMARY_SUPER {
+            return WritePlan::Hold;
+        }
+        match self.shared.regions.load().as_ref() {
+            Some(regions) if regions.may_hold_metadata(offset, end) => WritePlan::Copy,
+            _ => WritePlan::Direct,
+        }
+    }
+
+    fn copied(&self, offset: u64, bytes: &mut Vec<u8>) -> CopyFate {
+        match (&self.fault, self.shared.regions.load().as_ref()) {
+            (Some(fault), Some(regions)) => fault.apply(offset, bytes, regions),
+            _ => CopyFate::Write,
+        }
+    }
+
+    fn written(&self, offset: u64, bytes: Vec<u8>) {
+        self.shared.cache.invalidate(offset, bytes.len() as u64);
+        let regions = self.shared.regions.load();
+        let Some(regions) = regions.as_ref() else { return };
+        for (place, block) in regions.candidates(offset, &bytes) {
+            let block = TreeBlock::new(block.into(), regions.geometry.csum, regions.geometry.sectorsize);
+            if block.csum_ok() && Header::parse(block.bytes()).is_ok() {
+                self.shared.counters.tree_blocks.fetch_add(1, Ordering::Relaxed);
+            }
+            self.shared.cache.insert(place, Arc::new(block));
+        }
+    }
+
+    fn write_failed(&self, offset: u64, len: u64) {
+        self.shared.cache.invalidate(offset, len);
+    }
+
+    fn flushed(&self) {}
+
+    fn hold(&self, offset: u64, bytes: Vec<u8>, done: HoldDone) {
+        let submitted = std::time::Instant::now();
+        self.tell(Message::SuperWrite { offset, bytes, submitted, done });
+    }
+
+    fn connected(&self) {
+        self.tell(Message::Connected);
+    }
+
+    fn disconnected(&self) {
+        self.tell(Message::Disconnected);
+    }
+}

@@ -1,0 +1,142 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::fault::FaultSpec;
+
+/// Serves a virtual machine's disk and verifies its btrfs at every transaction commit.
+#[derive(Debug, Parser)]
+#[command(
+    name = "btrfs-shadow",
+    version,
+    about = "Serves a QEMU guest's disk over vhost-user and verifies its btrfs at every transaction commit",
+    long_about = "btrfs-shadow is a vhost-user block backend. QEMU attaches it as a guest's disk; the guest runs an \
+                  unmodified kernel. At each transaction commit, before the super block write is acknowledged, the \
+                  extent tree is compared with the references that the trees really hold, and what disagrees is \
+                  reported with the extent, both sides and its history.",
+    after_help = EXIT_CODES
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Print what the backend can do, as JSON, and exit (QEMU's vhost-user backend conventions).
+    #[arg(long)]
+    pub print_capabilities: bool,
+}
+
+const EXIT_CODES: &str = "Exit codes:
+  0  verified, and clean
+  1  violations were found
+  2  could not run: wrong usage, I/O error
+  3  nothing, or not everything, could be verified: no commit was seen, or a feature is not covered";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a disk image to a virtual machine and verify every commit
+    Serve(Serve),
+}
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+#[command(after_help = concat!("Example:
+  btrfs-shadow serve --blk-file disk.img --socket-path /run/disk.sock --events events.ndjson
+
+  qemu-system-x86_64 ... -m 1G \\
+    -object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem \\
+    -chardev socket,id=disk,path=/run/disk.sock -device vhost-user-blk-pci,chardev=disk
+
+Exit codes:
+  0  every commit was verified, and clean
+  1  violations were found
+  2  could not run: wrong usage, I/O error
+  3  nothing, or not everything, could be verified"))]
+pub struct Serve {
+    /// Disk image to serve: a raw file or a block device
+    #[arg(long, value_name = "IMG", required_unless_present = "print_capabilities")]
+    pub blk_file: Option<PathBuf>,
+    /// Socket to listen on for QEMU
+    #[arg(long, value_name = "SOCK", conflicts_with = "fd")]
+    pub socket_path: Option<PathBuf>,
+    /// Take over this file descriptor as the socket, listening or connected
+    #[arg(long, value_name = "FDNUM")]
+    pub fd: Option<i32>,
+    /// Refuse all writes
+    #[arg(long)]
+    pub read_only: bool,
+    /// What to do with a commit that violates a rule
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = Policy::Report)]
+    pub on_violation: Policy,
+    /// Write events to this file, one JSON object a line; - is standard output
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+    /// Exit when the guest disconnects, with the verdict as exit code
+    #[arg(long)]
+    pub once: bool,
+    /// Queues offered to the guest
+    #[arg(long, value_name = "N", default_value_t = crate::device::DeviceOptions::default().num_queues,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=64))]
+    pub num_queues: usize,
+    /// Serial number that the guest sees
+    #[arg(long, value_name = "TEXT", default_value = "btrfs-shadow")]
+    pub serial: String,
+    /// Memory for captured tree blocks; past it they are read back from the image
+    #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = parse_size)]
+    pub capture_memory: usize,
+    /// Memory for the shadow's entries and their histories; past it the oldest are forgotten
+    #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = parse_size)]
+    pub shadow_memory: usize,
+    /// Don't print a line for each commit
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// Print what the backend can do, as JSON, and exit
+    #[arg(long)]
+    pub print_capabilities: bool,
+    /// Break something on purpose, to see it caught: KIND[@GENERATION]
+    #[arg(long, value_name = "SPEC", hide = true)]
+    pub plant_fault: Option<FaultSpec>,
+}
+
+/// What to do with a commit that violates a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Policy {
+    /// Report it, and write it
+    Report,
+}
+
+/// Reads a size in bytes, with an optional K, M or G (powers of 1024).
+fn parse_size(text: &str) -> Result<usize, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 20),
+        Some((at, 'g' | 'G')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let number: usize =
+        digits.parse().map_err(|_| format!("'{text}' is no size: a number, with K, M or G"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is too large"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("256M"), Ok(256 << 20));
+        assert!(parse_size("M").is_err());
+        assert!(parse_size("99999999999999G").is_err());
+        assert!(parse_size("é").is_err());
+    }
+}

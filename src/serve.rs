@@ -1,0 +1,89 @@
+//! `btrfs-shadow serve`: one disk, served until the process is told to stop or, with `--once`, until the guest
+//! disconnects.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::capture::{Capture, CaptureShared};
+use crate::cli::Serve;
+use crate::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle};
+use crate::events::{JsonSink, Sinks, TextSink};
+use crate::fault::FaultPlan;
+use crate::image::{Image, RawImage};
+use crate::signals;
+use crate::tap::Tap;
+use crate::verifier::{self, Summary, VerifierOptions};
+
+/// What `--print-capabilities` prints.
+pub const CAPABILITIES: &str = r#"{"type":"block","features":["read-only","blk-file"]}"#;
+
+/// Serves the disk; returns what was seen.
+///
+/// # Errors
+/// When the image, the socket or the events file can't be used.
+pub fn run(options: &Serve) -> Result<Summary> {
+    let blk_file = options.blk_file.as_deref().context("--blk-file is missing")?;
+    let stop = StopHandle::new().context("can't make an event")?;
+    // Before any thread is started, so that all of them leave the signals to one.
+    signals::stop_on_signal(&stop).context("can't handle signals")?;
+    let image: Arc<dyn Image> = Arc::new(RawImage::open(blk_file, options.read_only)?);
+    let sinks = sinks(options)?;
+    let socket = socket(options)?;
+    let shared = Arc::new(CaptureShared::new(Arc::clone(&image), options.capture_memory));
+    let (sender, messages) = crossbeam_channel::unbounded();
+    let fault = options.plant_fault.map(FaultPlan::new);
+    let tap: Arc<dyn Tap> = Arc::new(Capture::new(Arc::clone(&shared), sender, fault));
+    let device_options = DeviceOptions { num_queues: options.num_queues, serial: options.serial.clone() };
+    let mut server = Server::bind(socket, Arc::clone(&image), tap, device_options)?;
+    let verifier_options = VerifierOptions { shadow_memory: options.shadow_memory };
+    let verifier = verifier::spawn(image, shared, messages, sinks, verifier_options)?;
+    loop {
+        match server.serve_one(&stop)? {
+            SessionEnd::Disconnected if !options.once => {}
+            SessionEnd::Disconnected | SessionEnd::Stopped | SessionEnd::Exhausted => break,
+        }
+    }
+    // With the server goes the last sender, and with it the verifier's thread.
+    drop(server);
+    match verifier.join() {
+        Ok(summary) => Ok(summary),
+        Err(_) => bail!("the verifier's thread has panicked: please report this"),
+    }
+}
+
+fn sinks(options: &Serve) -> Result<Sinks> {
+    let mut sinks = Sinks::default();
+    let events_on_stdout = options.events.as_deref() == Some(Path::new("-"));
+    if !options.quiet {
+        let out: Box<dyn Write + Send> =
+            if events_on_stdout { Box::new(io::stderr()) } else { Box::new(io::stdout()) };
+        sinks.push(Box::new(TextSink::new(out)));
+    }
+    match options.events.as_deref() {
+        None => {}
+        Some(_) if events_on_stdout => {
+            sinks.push(Box::new(JsonSink::new(Box::new(io::stdout()), "standard output")));
+        }
+        Some(path) => {
+            let name = path.display().to_string();
+            let file = File::create(path).with_context(|| format!("can't create events file {name}"))?;
+            sinks.push(Box::new(JsonSink::new(Box::new(file), name)));
+        }
+    }
+    Ok(sinks)
+}
+
+fn socket(options: &Serve) -> Result<Socket> {
+    match (&options.socket_path, options.fd) {
+        (Some(path), None) => Ok(Socket::Path(path.clone())),
+        (None, Some(fd)) => {
+            // SAFETY: the descriptor was handed to this process for this purpose alone, as the option says.
+            unsafe { Socket::from_raw_fd(fd) }.with_context(|| format!("can't use --fd {fd}"))
+        }
+        _ => bail!("one of --socket-path and --fd is needed"),
+    }
+}
