@@ -64,7 +64,7 @@ churn() {
     rnd 90
     put "$CHURNED" 8 "$R"
     put_bytes "$1/inline$R" 500
-    quietly cp --reflink=$REFLINK --remove-destination "$CHURNED" "$1/clone$((R % 4))"
+    quietly cp --reflink="$REFLINK" --remove-destination "$CHURNED" "$1/clone$((R % 4))"
     put "$1/clone$((R % 4))" 4 8
     rnd 20
     rm -f "$1/f$R"

@@ -5,6 +5,7 @@
 . /workload/lib.sh
 : "${ROUNDS:=2}"
 # Files with and without checksums cannot share extents.
+# shellcheck disable=SC2034
 REFLINK=auto
 
 remount() { mount -o "remount,$1" /mnt || fail "remount,$1"; }

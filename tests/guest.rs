@@ -1,0 +1,193 @@
+//! QEMU guests with Debian's stock kernels at work on a disk served by the built program. The guests are made by
+//! `vm-scripts/setup`; `vm-scripts/test` runs it before these tests.
+
+mod common;
+
+use common::{Backend, Guest, Image};
+
+/// Size of the disks: sparse files, so it costs nothing, and the guest has room for several chunks.
+const MIB: u64 = 2048;
+
+/// A guest works on a new file system. No violation, no generation without its verdict, exit code 0, and `btrfs check`
+/// agrees.
+fn clean_run(kernel: &str, workload: &str, settings: &[&str]) -> common::Outcome {
+    let image = Image::mkfs(MIB, "");
+    let backend = Backend::start(&image, &["--once"]);
+    let guest = settings.iter().fold(Guest::new(kernel, workload), |guest, setting| guest.env(setting));
+    guest.succeed(&backend);
+    let outcome = backend.wait();
+    outcome.assert_clean();
+    outcome.events.assert_every_commit_clean(&image.fsid(), image.generation());
+    image.assert_checked();
+    outcome
+}
+
+#[test]
+fn linux_6_1_files_and_snapshots() {
+    let outcome = clean_run("6.1", "basic", &[]);
+    let fs = outcome.events.file_systems()[0];
+    assert!(outcome.events.transactions(fs).len() >= 20);
+}
+
+#[test]
+fn linux_6_12_files_and_snapshots() {
+    let outcome = clean_run("6.12", "basic", &[]);
+    let fs = outcome.events.file_systems()[0];
+    assert!(outcome.events.transactions(fs).len() >= 20);
+}
+
+#[test]
+fn linux_6_1_a_minute_of_mixed_work() {
+    clean_run("6.1", "mixed", &["DURATION=60", "SEED=61"]);
+}
+
+#[test]
+fn linux_6_12_a_minute_of_mixed_work() {
+    clean_run("6.12", "mixed", &["DURATION=60", "SEED=612"]);
+}
+
+#[test]
+fn log_commits_are_told_from_transactions() {
+    let outcome = clean_run("6.12", "fsync", &[]);
+    let fs = outcome.events.file_systems()[0];
+    assert!(outcome.events.log_commits(fs) >= 20, "{} log commits", outcome.events.log_commits(fs));
+}
+
+#[test]
+fn mounted_again_and_again() {
+    clean_run("6.1", "remount", &["ROUNDS=1"]);
+}
+
+#[test]
+fn balance() {
+    clean_run("6.12", "balance", &[]);
+}
+
+#[test]
+fn snapshots_deleted_in_random_order() {
+    clean_run("6.1", "snapdel", &[]);
+}
+
+#[test]
+fn send_and_receive() {
+    clean_run("6.12", "sendrecv", &[]);
+}
+
+#[test]
+fn quotas() {
+    clean_run("6.1", "quota", &[]);
+}
+
+#[test]
+fn smaller_and_larger() {
+    clean_run("6.12", "resize", &["ROUNDS=2"]);
+}
+
+#[test]
+fn several_queues() {
+    let image = Image::mkfs(MIB, "--csum xxhash -n 4096");
+    let backend = Backend::start(&image, &["--once"]);
+    Guest::new("6.12", "mixed").env("DURATION=20").with(&["--queues", "4", "--cpus", "4"]).succeed(&backend);
+    let outcome = backend.wait();
+    outcome.assert_clean();
+    outcome.events.assert_every_commit_clean(&image.fsid(), image.generation());
+    image.assert_checked();
+}
+
+#[test]
+fn planted_fault_is_reported_at_its_commit() {
+    let image = Image::mkfs(MIB, "");
+    let backend = Backend::start(&image, &["--once", "--plant-fault", "extent-refs"]);
+    // What the guest makes of it is its own affair.
+    let (code, text) = Guest::new("6.12", "basic").env("ROUNDS=8").run(&backend);
+    assert!(code.is_some_and(|code| code != 2 && code != 127), "the guest did not run:\n{text}");
+    let outcome = backend.wait();
+    assert_eq!(outcome.code, Some(1), "exit code; standard error: {}", outcome.stderr);
+    let fs = image.fsid();
+    let first = outcome.events.violations().first().copied().expect("a violation");
+    assert!(first["code"].as_str().is_some_and(|code| code.starts_with("ref/")), "{first:#}");
+    assert_eq!(first["fs"], fs.as_str());
+    assert!(first["bytenr"].as_u64().is_some_and(|bytenr| bytenr > 0), "{first:#}");
+    let carrier = outcome
+        .events
+        .of_kind("commit")
+        .find(|event| event["verdict"] == "violations")
+        .expect("a commit with the verdict violations");
+    assert_eq!(carrier["generation"], first["generation"]);
+    // It did not switch itself off: the commits after it have their events, too.
+    let last = carrier["generation"].as_u64().expect("a generation");
+    assert!(outcome.events.transactions(&fs).iter().any(|generation| *generation > last));
+}
+
+#[test]
+fn reboots_and_power_cuts_in_one_run_of_the_backend() {
+    let image = Image::mkfs(MIB, "");
+    let backend = Backend::start(&image, &[]);
+    // The same QEMU, reset by the guest: once after an unmount, once after a sync only.
+    Guest::new("6.12", "reboot").with(&["--boots", "3"]).succeed(&backend);
+    // The plug pulled: QEMU killed in the middle of its work, and another one started.
+    Guest::new("6.12", "powercut")
+        .env("MODE=run")
+        .with(&["--kill-on", "RUNNING", "--kill-after", "6.3"])
+        .succeed(&backend);
+    Guest::new("6.12", "powercut").env("MODE=check").succeed(&backend);
+    // Resets in the middle of transactions, under the other kernel.
+    Guest::new("6.1", "powercut").env("SEED=7").with(&["--boots", "3"]).succeed(&backend);
+    let outcome = backend.terminate();
+    outcome.assert_clean();
+    outcome.events.assert_every_commit_clean(&image.fsid(), image.generation());
+    image.assert_checked();
+}
+
+/// Every file system that mkfs.btrfs made in the guest was picked up early in its life, and followed to its end.
+fn assert_followed(outcome: &common::Outcome, image: &Image, made: usize) {
+    outcome.assert_clean();
+    let events = &outcome.events;
+    let followed: Vec<_> =
+        events.file_systems().into_iter().filter(|fs| events.transactions(fs).len() >= 4).collect();
+    assert_eq!(
+        followed.len(),
+        made,
+        "file systems with commits: {:?} of {:?}",
+        followed,
+        events.file_systems()
+    );
+    for fs in followed {
+        // mkfs.btrfs leaves generation 6 to 9 behind.
+        assert!(events.attach_generation(fs) < 10, "{fs} was picked up late");
+        let last = events.transactions(fs).last().copied().expect("commits");
+        events.assert_every_commit_clean(fs, last);
+    }
+    events.assert_every_commit_clean(&image.fsid(), image.generation());
+    image.assert_checked();
+}
+
+#[test]
+fn mkfs_in_the_guest_over_a_file_system_that_is_followed() {
+    let image = Image::mkfs(MIB, "");
+    let backend = Backend::start(&image, &["--once"]);
+    let settings =
+        "MKFS=--csum sha256 -m single;-O ^skinny-metadata -n 4096;-M;-n 65536 --csum blake2;-R quota";
+    Guest::new("6.1", "mkfs").env(settings).succeed(&backend);
+    assert_followed(&backend.wait(), &image, 5);
+}
+
+#[test]
+fn mkfs_in_the_guest_on_a_blank_disk() {
+    let image = Image::blank(MIB);
+    let backend = Backend::start(&image, &["--once"]);
+    Guest::new("6.12", "mkfs").env("MKFS=-q;--csum xxhash").succeed(&backend);
+    assert_followed(&backend.wait(), &image, 2);
+}
+
+#[test]
+fn a_disk_without_btrfs_is_served_and_nothing_is_called_verified() {
+    let image = Image::blank(64);
+    let noise: Vec<u8> = (0..64_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 23) as u8).collect();
+    std::fs::write(image.path(), &noise).expect("the image");
+    let backend = Backend::start(&image, &["--once"]);
+    Guest::new("6.12", "plain").succeed(&backend);
+    let outcome = backend.wait();
+    assert!(outcome.events.violations().is_empty(), "{:#?}", outcome.events.violations());
+    assert_eq!(outcome.code, Some(3), "exit code; standard error: {}", outcome.stderr);
+}
