@@ -32,7 +32,8 @@ pub const MAX_HELD: usize = 128 << 20;
 /// Requests that are taken from a ring before completions are delivered and the stop signal is looked at.
 pub const BATCH: usize = 16;
 
-/// Complaints about one queue of one connection. Further ones are dropped: a guest must not be able to fill the log.
+/// Log lines about one queue of one connection, for the guest's doings and for failures of ours each. Further ones are
+/// dropped: a guest must not be able to fill the log.
 pub const MAX_COMPLAINTS: u32 = 20;
 
 /// Bytes of the serial number.

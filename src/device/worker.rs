@@ -81,7 +81,10 @@ pub(super) struct Worker {
     next_token: u64,
     held_bytes: usize,
     unsignalled: bool,
-    complaints: u32,
+    /// What the guest does wrong.
+    complaints: Budget,
+    /// What goes wrong on our side. Apart, so that a guest can't hide it.
+    failures: Budget,
 }
 
 impl Worker {
@@ -96,7 +99,8 @@ impl Worker {
             next_token: 0,
             held_bytes: 0,
             unsignalled: false,
-            complaints: 0,
+            complaints: Budget::default(),
+            failures: Budget::default(),
         })
     }
 
@@ -294,7 +298,7 @@ impl Worker {
         let Completion { token, result, buffer } = completion;
         let Some(stage) = self.pending.get(&token).map(|pending| pending.stage) else { return };
         if let Err(error) = &result {
-            warn!(queue = self.queue, request = ?stage, %error, "I/O error");
+            self.report_failure(format_args!("I/O error ({stage:?}): {error}"));
         }
         let tap = self.shared.tap.clone();
         match (stage, result, buffer) {
@@ -327,7 +331,7 @@ impl Worker {
         match result {
             Ok(()) => self.written(token),
             Err(error) => {
-                warn!(queue = self.queue, %error, "a held write was not carried out");
+                self.report_failure(format_args!("a held write was not carried out: {error}"));
                 self.finish(token, IOERR, 0);
             }
         }
@@ -388,17 +392,35 @@ impl Worker {
     fn guarded<R>(&mut self, step: impl FnOnce(&mut Self) -> R) -> Option<R> {
         let outcome = catch_unwind(AssertUnwindSafe(|| step(self))).ok();
         if outcome.is_none() {
-            self.complain(format_args!("a request failed with a panic"));
+            self.report_failure(format_args!("a request failed with a panic"));
         }
         outcome
     }
 
     fn complain(&mut self, what: fmt::Arguments<'_>) {
-        self.complaints = self.complaints.saturating_add(1);
-        if self.complaints <= MAX_COMPLAINTS {
-            let last =
-                if self.complaints == MAX_COMPLAINTS { " (no more of these will be logged)" } else { "" };
-            warn!(queue = self.queue, "{what}{last}");
+        self.complaints.warn(self.queue, what);
+    }
+
+    fn report_failure(&mut self, what: fmt::Arguments<'_>) {
+        self.failures.warn(self.queue, what);
+    }
+}
+
+/// Log lines that may still be written.
+struct Budget(u32);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(MAX_COMPLAINTS)
+    }
+}
+
+impl Budget {
+    fn warn(&mut self, queue: usize, what: fmt::Arguments<'_>) {
+        if self.0 > 0 {
+            self.0 -= 1;
+            let last = if self.0 == 0 { " (no more of these will be logged)" } else { "" };
+            warn!(queue, "{what}{last}");
         }
     }
 }

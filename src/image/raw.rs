@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,10 +24,14 @@ impl RawImage {
         let explain = |error: io::Error, what: &str| {
             io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
         };
+        // A block device that is mounted, or part of another device, must not be written to behind its user's back.
+        let is_device = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+        let exclusive = if is_device && !read_only { libc::O_EXCL } else { 0 };
         let access = if read_only { "cannot open (read-only)" } else { "cannot open for writing" };
         let mut file = OpenOptions::new()
             .read(true)
             .write(!read_only)
+            .custom_flags(exclusive)
             .open(path)
             .map_err(|error| explain(error, access))?;
         let kind = file.metadata().map_err(|error| explain(error, "cannot examine"))?.file_type();

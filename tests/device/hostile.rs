@@ -5,7 +5,7 @@ use std::time::Duration;
 use btrfs_shadow::tap::WritePlan;
 
 use crate::frontend::*;
-use crate::harness::{Device, Event, SIZE, Setup};
+use crate::harness::{Device, Event, PATIENCE, SIZE, Setup};
 
 const DATA: u64 = FREE + 0x1000;
 const STATUS: u64 = FREE + 0x100;
@@ -153,7 +153,7 @@ fn unusual_but_right() {
     frontend.offer(0);
     frontend.kick();
     for _ in 0..2 {
-        assert_eq!(frontend.used_within(Duration::from_secs(10)), Some((0, 513)));
+        assert_eq!(frontend.used_within(PATIENCE), Some((0, 513)));
     }
 }
 
@@ -265,7 +265,7 @@ fn random_chains() {
             }
             frontend.kick();
             for _ in 0..count {
-                assert!(frontend.used_within(Duration::from_secs(10)).is_some(), "round {round}");
+                assert!(frontend.used_within(PATIENCE).is_some(), "round {round}");
             }
         }
         device.put_on_disk(0, &[0x42; 512]);

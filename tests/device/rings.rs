@@ -1,6 +1,6 @@
 //! Rings that are stopped, reset and started again, and the notifications that go with them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use btrfs_shadow::tap::WritePlan;
 
@@ -100,6 +100,37 @@ fn restarted_many_times_under_load() {
 }
 
 #[test]
+fn stopping_under_load() {
+    let mut device = Setup::plan(|_, _| WritePlan::Copy).start();
+    let mut frontend = Frontend::connect(&device.socket, F_EVENT_IDX);
+    frontend.put_header(FREE, T_OUT, 1);
+    frontend.put_chain(&chain(0, &[desc(FREE, 16, 0), desc(DATA, 512, 0), desc(STATUS, 1, WRITE)]));
+    std::thread::scope(|scope| {
+        // Never lets the ring run empty, until nobody answers any more.
+        let load = scope.spawn(move || {
+            let mut answered = 0u64;
+            (0..QUEUE_SIZE).for_each(|_| frontend.offer(0));
+            frontend.kick();
+            while frontend.used_within(Duration::from_secs(2)).is_some() {
+                answered += 1;
+                frontend.offer(0);
+                frontend.kick();
+            }
+            answered
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        device.finish();
+        assert!(load.join().unwrap() > 100);
+    });
+    // Whatever was copied has been written as well.
+    let events = device.tap.events();
+    let copied = events.iter().filter(|event| matches!(event, Event::Copied(..))).count();
+    let written = events.iter().filter(|event| matches!(event, Event::Written(..))).count();
+    assert_eq!(copied, written);
+    assert_eq!(events.last(), Some(&Event::Disconnected));
+}
+
+#[test]
 fn nothing_is_written_for_a_frontend_that_is_gone() {
     let device = hold_first();
     let mut frontend = Frontend::connect(&device.socket, 0);
@@ -136,6 +167,20 @@ fn a_guest_without_flush_gets_durable_writes() {
     assert_eq!(flushes(), 3);
 }
 
+/// Whether an interrupt comes within `patience`; it follows the index it is about.
+fn interrupted_within(frontend: &Frontend, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        if frontend.call.read().is_ok() {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn interrupts_come_when_they_are_wanted() {
     let device = Setup::default().start();
@@ -143,15 +188,11 @@ fn interrupts_come_when_they_are_wanted() {
     frontend.set_used_event(2);
     for done in 1..=4 {
         assert_eq!(frontend.proper(T_IN, 0, Some((DATA, 512))), S_OK);
-        // The signal follows the index.
-        std::thread::sleep(Duration::from_millis(20));
-        assert_eq!(frontend.call.read().is_ok(), done == 3, "after {done}");
+        let patience = if done == 3 { PATIENCE } else { Duration::from_millis(30) };
+        assert_eq!(interrupted_within(&frontend, patience), done == 3, "after {done}");
     }
-    let mut frontend = {
-        drop(frontend);
-        Frontend::connect(&device.socket, 0)
-    };
+    drop(frontend);
+    let mut frontend = Frontend::connect(&device.socket, 0);
     assert_eq!(frontend.proper(T_IN, 0, Some((DATA, 512))), S_OK);
-    std::thread::sleep(Duration::from_millis(20));
-    assert!(frontend.call.read().is_ok());
+    assert!(interrupted_within(&frontend, PATIENCE));
 }
