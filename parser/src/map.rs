@@ -185,7 +185,7 @@ impl ChunkMap {
             return None;
         }
         let chunk = self.chunks.get(range.chunk)?;
-        Some((chunk, chunk.logical + within))
+        Some((chunk, chunk.logical.checked_add(within)?))
     }
 
     /// The ranges that chunks take on device `devid`, by offset, with the chunk each belongs to.
@@ -265,5 +265,9 @@ mod tests {
         let map = ChunkMap::new(vec![chunk(u64::MAX - 5, 100, 1, &[u64::MAX - 1])]).unwrap();
         assert!(map.copies(u64::MAX - 5, 6).is_err());
         assert_eq!(map.copies(u64::MAX - 5, 5).unwrap().count(), 1);
+
+        let map = ChunkMap::new(vec![chunk(u64::MAX - 5, u64::MAX, 1, &[0])]).unwrap();
+        assert!(map.logical(Physical { devid: 1, offset: 5 }).is_some());
+        assert!(map.logical(Physical { devid: 1, offset: 6 }).is_none());
     }
 }
