@@ -12,7 +12,7 @@ mod references;
 mod report;
 pub mod volume;
 
-pub use recorded::{Extent, Recorded};
+pub use recorded::{Extent, Recorded, Root, roots};
 pub use report::{RefKey, Report, examine, examine_volume};
 pub use volume::Volume;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use parser::extent::{FLAG_FULL_BACKREF, FLAG_TREE_BLOCK};
+use parser::extent::{FLAG_DATA, FLAG_FULL_BACKREF, FLAG_TREE_BLOCK};
 use parser::key::item;
 use parser::superblock::incompat;
 use parser::{BackRef, Block, ExtentItem, Key, RootItem, ids};
@@ -32,6 +32,11 @@ impl Extent {
         self.flags & FLAG_TREE_BLOCK != 0
     }
 
+    /// Data or tree block, one of the two, and FULL_BACKREF only for tree blocks.
+    fn has_sound_flags(&self) -> bool {
+        [FLAG_DATA, FLAG_TREE_BLOCK, FLAG_TREE_BLOCK | FLAG_FULL_BACKREF].contains(&self.flags)
+    }
+
     /// Whether it is a tree block whose pointers are recorded by its address.
     #[must_use]
     pub fn is_full_backref(&self) -> bool {
@@ -41,17 +46,17 @@ impl Extent {
 
 /// A tree as the root tree names it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Root {
+pub struct Root {
     /// Key of the root item; made up for the root tree and the chunk tree.
-    pub(crate) key: Key,
+    pub key: Key,
     /// Logical address of the root block.
-    pub(crate) bytenr: u64,
+    pub bytenr: u64,
     /// Its level.
-    pub(crate) level: u8,
+    pub level: u8,
     /// Its generation.
-    pub(crate) generation: u64,
+    pub generation: u64,
     /// Where a deletion has come to.
-    pub(crate) cursor: Option<(Key, u8)>,
+    pub cursor: Option<(Key, u8)>,
 }
 
 /// The whole extent tree.
@@ -112,6 +117,9 @@ impl Recorded {
         if self.extents.insert(bytenr, extent).is_some() {
             self.problems.push(format!("extent {bytenr}: two extent items"));
         }
+        if !extent.has_sound_flags() {
+            self.problems.push(format!("extent {bytenr}: flags {:#x}", extent.flags));
+        }
         for backref in extent_item.inline_refs() {
             match backref {
                 Ok(BackRef::Owner { root }) if !simple_quota => {
@@ -145,7 +153,10 @@ impl Recorded {
 }
 
 /// The root tree, the chunk tree and every tree that has a root item.
-pub(crate) fn roots(volume: &mut Volume<'_>) -> Result<Vec<Root>, String> {
+///
+/// # Errors
+/// When the root tree cannot be read.
+pub fn roots(volume: &mut Volume<'_>) -> Result<Vec<Root>, String> {
     let sb = volume.super_block();
     let (root, root_level) = sb.root();
     let (chunk_root, chunk_level) = sb.chunk_root();

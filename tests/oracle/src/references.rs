@@ -30,6 +30,25 @@ struct Expected {
     bytenr: u64,
     level: u8,
     generation: u64,
+    /// `None` for a root.
+    first_key: Option<Key>,
+}
+
+impl Expected {
+    /// What the block says of itself, where that is something else.
+    fn contradiction(&self, block: &Block<'_>) -> Option<String> {
+        let found = (block.header().level(), block.header().generation());
+        let wanted = (self.level, self.generation);
+        let first_key = block.first_key();
+        if found == wanted && (self.first_key.is_none() || self.first_key == first_key) {
+            return None;
+        }
+        let key = self.first_key;
+        let bytenr = self.bytenr;
+        Some(format!(
+            "block {bytenr}: level and generation {found:?} first key {first_key:?}, wanted {wanted:?} {key:?}"
+        ))
+    }
 }
 
 /// Walks all trees.
@@ -59,7 +78,8 @@ impl Walk<'_, '_> {
         } else {
             RefKey::Tree { root: root.key.objectid }
         };
-        let expected = Expected { bytenr: root.bytenr, level: root.level, generation: root.generation };
+        let (bytenr, level, generation) = (root.bytenr, root.level, root.generation);
+        let expected = Expected { bytenr, level, generation, first_key: None };
         self.point_to_block(&expected, key, root.cursor);
     }
 
@@ -67,9 +87,7 @@ impl Walk<'_, '_> {
     fn point_to_block(&mut self, expected: &Expected, key: RefKey, cursor: Option<(Key, u8)>) {
         let bytenr = expected.bytenr;
         self.count(bytenr, key, self.volume.nodesize() as u64);
-        if !self.held.tree_blocks.insert(bytenr) {
-            return;
-        }
+        let is_new = self.held.tree_blocks.insert(bytenr);
         let bytes = match self.volume.block(bytenr) {
             Ok(bytes) => bytes,
             Err(problem) => return self.held.problems.push(problem),
@@ -78,16 +96,14 @@ impl Walk<'_, '_> {
             Ok(block) => block,
             Err(error) => return self.held.problems.push(format!("block {bytenr}: {error}")),
         };
-        let header = block.header();
-        if (header.level(), header.generation()) != (expected.level, expected.generation) {
-            return self.held.problems.push(format!(
-                "block {bytenr}: level {} generation {}, but level {} generation {} is expected",
-                header.level(),
-                header.generation(),
-                expected.level,
-                expected.generation
-            ));
+        // Every pointer must be right, not only the first that leads to a shared block.
+        if let Some(problem) = expected.contradiction(&block) {
+            return self.held.problems.push(problem);
         }
+        if !is_new {
+            return;
+        }
+        let header = block.header();
         self.check_item(bytenr, expected);
         let is_full = self.recorded.extents.get(&bytenr).is_some_and(|extent| extent.is_full_backref());
         match block {
@@ -101,7 +117,8 @@ impl Walk<'_, '_> {
                 for slot in first..node.len() {
                     let Some(ptr) = node.ptr(slot) else { continue };
                     let level = expected.level - 1;
-                    let child = Expected { bytenr: ptr.bytenr, level, generation: ptr.generation };
+                    let (bytenr, generation) = (ptr.bytenr, ptr.generation);
+                    let child = Expected { bytenr, level, generation, first_key: Some(ptr.key) };
                     // The cursor leads down along one path: the first pointer that is not masked.
                     let below = cursor.filter(|(_, drop_level)| slot == first && level >= *drop_level);
                     self.point_to_block(&child, key, below);

@@ -14,6 +14,7 @@ pub fn mixed(snapshots: u32) -> String {
         for i in $(seq 150); do head -c $((i * 97)) /dev/urandom > base/file$i; done
         head -c 70000 /dev/urandom > base/shared
         for i in $(seq 120); do cp --reflink=always base/shared base/reflink$i; done
+        for i in $(seq 1 3 120); do fallocate -p -o 8192 -l 4096 base/reflink$i; done
         fallocate -l 1M base/prealloc; dd if=/dev/urandom of=base/prealloc bs=4k seek=3 count=1 conv=notrunc,fsync status=none
         head -c 300000 /dev/urandom > base/holes; fallocate -p -o 65536 -l 131072 base/holes
         touch base/zip; chattr +c base/zip; yes btrfs | head -c 400000 > base/zip
@@ -34,8 +35,8 @@ pub fn mixed(snapshots: u32) -> String {
         btrfs -q subvolume delete -c base
         btrfs subvolume sync . > /dev/null
         for i in $(seq 60); do echo $i > nested/more$i; done
-        cp --reflink=always snap2/holes d/holes; cp snap2/zip e/
-        sync
+        for i in $(seq 90); do cp --reflink=always snap2/holes d/holes$i; done; cp snap2/zip e/
+        cp --reflink=always snap2/reflink1 f/hole; sync
         "#
     )
 }
