@@ -1,0 +1,185 @@
+//! The kinds of faults.
+
+mod backrefs;
+mod extents;
+mod files;
+mod harmless;
+mod headers;
+mod nodes;
+mod roots;
+
+use parser::ids;
+
+use crate::edit::{Edited, Leaf, Node};
+use crate::rng::Rng;
+
+/// A kind of fault.
+#[derive(Debug, Clone)]
+pub struct Kind {
+    /// Name, of the form "what-how".
+    pub name: String,
+    /// The codes (or families, ending in a slash) of which one must be reported; none for a harmless change.
+    pub expected: Vec<&'static str>,
+    /// Only a block that is not the root of its tree shows the fault.
+    pub needs_parent: bool,
+    /// Only a block of the newest generation is sure to show the fault: it can't have FULL_BACKREF.
+    pub needs_new_block: bool,
+    pub(crate) place: Place,
+    pub(crate) leaves_checksum: bool,
+    edit: Edit,
+}
+
+/// Blocks that a kind changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Leaves of the extent tree.
+    ExtentLeaf,
+    /// Nodes of the extent tree.
+    ExtentNode,
+    /// Leaves of subvolumes.
+    FileLeaf,
+    /// Nodes of subvolumes.
+    FileNode,
+    /// Leaves and nodes of subvolumes.
+    FileBlock,
+    /// Leaves and nodes of the checksum tree.
+    CsumBlock,
+    /// Leaves of the root tree.
+    RootLeaf,
+}
+
+impl Place {
+    /// Whether a block is one of them.
+    pub(crate) fn admits(self, owner: u64, level: u8) -> bool {
+        let leaf = level == 0;
+        match self {
+            Place::ExtentLeaf => owner == ids::EXTENT_TREE && leaf,
+            Place::ExtentNode => owner == ids::EXTENT_TREE && !leaf,
+            Place::FileLeaf => ids::is_fs_tree(owner) && leaf,
+            Place::FileNode => ids::is_fs_tree(owner) && !leaf,
+            Place::FileBlock => ids::is_fs_tree(owner),
+            Place::CsumBlock => owner == ids::CSUM_TREE,
+            Place::RootLeaf => owner == ids::ROOT_TREE && leaf,
+        }
+    }
+}
+
+/// Changes a leaf at a slot; says what it changed, `None` when there is nothing to change.
+type LeafEdit = fn(&mut Leaf, usize, &mut Rng) -> Option<String>;
+/// Changes a node at a slot.
+type NodeEdit = fn(&mut Node, usize, &mut Rng) -> Option<String>;
+/// Changes the bytes of a block.
+type RawEdit = fn(&mut [u8], &mut Rng) -> Option<String>;
+
+/// How the block is changed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Edit {
+    /// An item; the leaf keeps its place in the tree, and its keys their order.
+    Item(LeafEdit),
+    /// An item; the leaf is written just as the edit left it.
+    Disorder(LeafEdit),
+    /// A backref.
+    Backref(backrefs::Stored, crate::backref::Form, backrefs::Change),
+    /// A pointer of a node.
+    Pointer(NodeEdit),
+    /// Anything.
+    Raw(RawEdit),
+}
+
+impl Kind {
+    pub(crate) fn new(name: impl Into<String>, place: Place, edit: Edit, expected: &[&'static str]) -> Self {
+        Kind {
+            name: name.into(),
+            expected: expected.to_vec(),
+            needs_parent: false,
+            needs_new_block: false,
+            place,
+            leaves_checksum: false,
+            edit,
+        }
+    }
+
+    /// The same for blocks that are not roots.
+    pub(crate) fn below_the_root(mut self) -> Self {
+        self.needs_parent = true;
+        self
+    }
+
+    /// The same for blocks of the newest generation.
+    pub(crate) fn in_new_blocks(mut self) -> Self {
+        self.needs_new_block = true;
+        self
+    }
+
+    /// The families of the expected codes.
+    pub fn families(&self) -> impl Iterator<Item = &'static str> {
+        self.expected.iter().filter_map(|code| code.split('/').next())
+    }
+
+    /// Changes a block, at the first of its slots, in random order, that has what the kind changes.
+    pub(crate) fn apply(&self, bytes: &[u8], rng: &mut Rng) -> Option<Edited> {
+        match self.edit {
+            Edit::Item(edit) => on_leaf(bytes, rng, true, edit),
+            Edit::Disorder(edit) => on_leaf(bytes, rng, false, edit),
+            Edit::Backref(stored, form, change) => {
+                on_leaf(bytes, rng, true, |leaf, slot, rng| stored.apply(form, change, leaf, slot, rng))
+            }
+            Edit::Pointer(edit) => on_node(bytes, rng, edit),
+            Edit::Raw(edit) => {
+                let mut bytes = bytes.to_vec();
+                let change = edit(&mut bytes, rng)?;
+                Some(Edited { bytes, change })
+            }
+        }
+    }
+}
+
+fn on_leaf(
+    bytes: &[u8],
+    rng: &mut Rng,
+    settle: bool,
+    edit: impl Fn(&mut Leaf, usize, &mut Rng) -> Option<String>,
+) -> Option<Edited> {
+    let original = Leaf::parse(bytes)?;
+    for slot in rng.order(original.items.len()) {
+        let mut leaf = original.clone();
+        let Some(change) = edit(&mut leaf, slot, rng) else { continue };
+        if settle && !leaf.settle(&original) {
+            continue;
+        }
+        if let Some(bytes) = leaf.build() {
+            return Some(Edited { bytes, change });
+        }
+    }
+    None
+}
+
+fn on_node(bytes: &[u8], rng: &mut Rng, edit: NodeEdit) -> Option<Edited> {
+    let original = Node::parse(bytes)?;
+    for slot in rng.order(original.ptrs.len()) {
+        let mut node = original.clone();
+        if let (Some(change), Some(bytes)) = (edit(&mut node, slot, rng), node.build()) {
+            return Some(Edited { bytes, change });
+        }
+    }
+    None
+}
+
+/// Every kind there is.
+#[must_use]
+pub fn all() -> Vec<Kind> {
+    let mut kinds = backrefs::kinds();
+    kinds.extend(extents::kinds());
+    kinds.extend(files::kinds());
+    kinds.extend(nodes::kinds());
+    kinds.extend(roots::kinds());
+    kinds.extend(headers::kinds());
+    kinds.extend(harmless::kinds());
+    kinds
+}
+
+/// The kind of that name.
+#[must_use]
+pub fn find(name: &str) -> Option<Kind> {
+    all().into_iter().find(|kind| kind.name == name)
+}

@@ -1,0 +1,120 @@
+//! Faults in root items.
+
+use parser::key::item;
+use parser::{Key, RootItem, ids, layout};
+
+use super::{Edit, Kind, Place};
+use crate::edit::{self, Leaf};
+use crate::rng::Rng;
+
+/// Every fault of a root item.
+pub fn kinds() -> Vec<Kind> {
+    let kind = |name, edit, expected| Kind::new(name, Place::RootLeaf, Edit::Item(edit), expected);
+    vec![
+        kind("root-bytenr-beside", bytenr_beside, &["tree/", "ref/"]),
+        kind(
+            "root-bytenr-of-another-tree",
+            of_another_tree,
+            &["tree/owner", "ref/duplicate-tree-ref", "tree/", "ref/"],
+        ),
+        kind("root-bytenr-unmapped", bytenr_unmapped, &["tree/unmapped", "tree/", "ref/"]),
+        kind(
+            "root-level-plus-1",
+            |leaf, slot, _| subvolume(leaf, slot, |root| root.level += 1),
+            &["tree/level", "tree/root-item"],
+        ),
+        kind(
+            "root-level-out-of-range",
+            |leaf, slot, _| subvolume(leaf, slot, |root| root.level = 8),
+            &["tree/root-item", "tree/level"],
+        ),
+        kind(
+            "root-generation-plus-1",
+            |leaf, slot, _| {
+                subvolume(leaf, slot, |root| root.generation = (root.generation.get() + 1).into())
+            },
+            &["tree/generation", "tree/root-item"],
+        ),
+        kind(
+            "root-generation-minus-1",
+            |leaf, slot, _| {
+                subvolume(leaf, slot, |root| root.generation = (root.generation.get() - 1).into())
+            },
+            &["tree/generation", "tree/root-item"],
+        ),
+        kind(
+            "root-refs-0-without-orphan",
+            |leaf, slot, _| subvolume(leaf, slot, |root| root.refs = 0.into()),
+            &["root/"],
+        ),
+        kind("root-half-deleted", half_deleted, &["ref/stale-backref", "ref/stale-extent", "ref/", "root/"]),
+        kind("root-item-lost", item_lost, &["ref/stale-backref", "ref/stale-extent", "ref/"]),
+        kind("root-item-cut-short", cut_short, &["tree/root-item"]),
+    ]
+}
+
+/// Edits the root item of a subvolume that is not being deleted.
+fn subvolume(leaf: &mut Leaf, slot: usize, edit: impl FnOnce(&mut layout::LegacyRootItem)) -> Option<String> {
+    let item = leaf.items.get_mut(slot).filter(|item| item.key.item_type == item::ROOT_ITEM)?;
+    let old = RootItem::parse(&item.data).ok().filter(|root| root.refs > 0)?;
+    if !ids::is_fs_tree(item.key.objectid) || item.key.objectid == ids::FS_TREE {
+        return None;
+    }
+    edit::change(&mut item.data, edit)?;
+    let RootItem { bytenr, level, generation, refs, drop_progress, .. } = RootItem::parse(&item.data).ok()?;
+    let before = format!("bytenr {} level {} generation {}", old.bytenr, old.level, old.generation);
+    let after =
+        format!("bytenr {bytenr} level {level} generation {generation} refs {refs} cursor {drop_progress}");
+    Some(format!("{}: {before} became {after}", item.key))
+}
+
+fn bytenr_beside(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let nodesize = leaf.nodesize as u64;
+    subvolume(leaf, slot, |root| root.bytenr = (root.bytenr.get() + nodesize).into())
+}
+
+fn bytenr_unmapped(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    subvolume(leaf, slot, |root| root.bytenr = (1 << 50).into())
+}
+
+/// The root block of a tree that is no subvolume.
+fn of_another_tree(leaf: &mut Leaf, slot: usize, rng: &mut Rng) -> Option<String> {
+    let other = rng.order(leaf.items.len()).into_iter().find_map(|slot| {
+        let item = leaf.items.get(slot).filter(|item| item.key.item_type == item::ROOT_ITEM)?;
+        let root = RootItem::parse(&item.data).ok()?;
+        [ids::EXTENT_TREE, ids::CSUM_TREE, ids::DEV_TREE, ids::UUID_TREE]
+            .contains(&item.key.objectid)
+            .then_some(root)
+    })?;
+    subvolume(leaf, slot, |root| {
+        root.bytenr = other.bytenr.into();
+        root.level = other.level;
+        root.generation = other.generation.into();
+    })
+}
+
+/// A drop cursor, as of a deletion that has come past the first children, though they are all still there.
+fn half_deleted(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let item = leaf.items.get(slot)?;
+    let level = RootItem::parse(&item.data).ok().filter(|root| root.level > 0)?.level;
+    subvolume(leaf, slot, |root| {
+        root.refs = 0.into();
+        root.drop_progress =
+            layout::DiskKey { objectid: 270.into(), item_type: item::INODE_ITEM, offset: 0.into() };
+        root.drop_level = level;
+    })
+}
+
+fn item_lost(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let key: Key = leaf.items.get(slot)?.key;
+    subvolume(leaf, slot, |_| {})?;
+    leaf.items.remove(slot);
+    Some(format!("{key}: lost"))
+}
+
+fn cut_short(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    subvolume(leaf, slot, |_| {})?;
+    let item = leaf.items.get_mut(slot)?;
+    item.data.truncate(200);
+    Some(format!("{}: cut short to 200 bytes", item.key))
+}
