@@ -38,6 +38,24 @@ const EXIT_CODES: &str = "Exit codes:
 pub enum Command {
     /// Serve a disk image to a virtual machine and verify every commit
     Serve(Serve),
+    /// Check a whole image at once, read-only, by the same rules
+    Check(Check),
+}
+
+/// Options of `check`.
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes:
+  0  everything was verified, and is clean
+  1  violations were found
+  2  could not run: no file system can be opened, I/O error
+  3  not everything could be verified")]
+pub struct Check {
+    /// Images to check, each a file system of its own
+    #[arg(value_name = "IMG", required = true)]
+    pub images: Vec<PathBuf>,
+    /// Print events as JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `serve`.

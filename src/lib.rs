@@ -2,6 +2,7 @@
 //! commit. ARCHITECTURE.md has the map.
 
 pub mod capture;
+pub mod check;
 pub mod cli;
 pub mod device;
 pub mod engine;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use btrfs_shadow::cli::{Cli, Command};
-use btrfs_shadow::serve;
+use btrfs_shadow::{check, serve};
 use clap::{CommandFactory as _, Parser as _};
 use tracing_subscriber::EnvFilter;
 
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     }
     let result = match &cli.command {
         Some(Command::Serve(options)) => serve::run(options).map(|summary| summary.exit_code()),
+        Some(Command::Check(options)) => check::run(options),
         None => {
             let _ = Cli::command().print_help();
             return ExitCode::from(COULD_NOT_RUN);

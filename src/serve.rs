@@ -55,6 +55,18 @@ pub fn run(options: &Serve) -> Result<Summary> {
     }
 }
 
+/// Standard output alone, for people or as JSON.
+#[must_use]
+pub fn output_sinks(json: bool) -> Sinks {
+    let mut sinks = Sinks::default();
+    if json {
+        sinks.push(Box::new(JsonSink::new(Box::new(io::stdout()), "standard output")));
+    } else {
+        sinks.push(Box::new(TextSink::new(Box::new(io::stdout()))));
+    }
+    sinks
+}
+
 fn sinks(options: &Serve) -> Result<Sinks> {
     let mut sinks = Sinks::default();
     let events_on_stdout = options.events.as_deref() == Some(Path::new("-"));

@@ -81,11 +81,30 @@ impl Coverage {
     }
 }
 
+/// A file system that was opened as far as it can be read.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its state; root items that can't be read are missing.
+    pub snapshot: Snapshot,
+    /// What is wrong with the root tree.
+    pub problems: Vec<BlockProblem>,
+}
+
 /// Opens the file system that a super block describes.
 ///
 /// # Errors
 /// [`AttachError`] where it can't be opened.
 pub fn load(superblock: &[u8], source: &dyn BlockSource) -> Result<Snapshot, AttachError> {
+    let Opened { snapshot, problems } = open(superblock, source)?;
+    if problems.is_empty() { Ok(snapshot) } else { Err(AttachError::Tree { tree: "root tree", problems }) }
+}
+
+/// Opens the file system that a super block describes, as far as it can be read.
+///
+/// # Errors
+/// [`AttachError`] where nothing can be made of it: the super block, the chunk tree or the root of the root tree
+/// can't be read.
+pub fn open(superblock: &[u8], source: &dyn BlockSource) -> Result<Opened, AttachError> {
     let mut snapshot = provisional(superblock)?;
     load_chunks(&mut snapshot, source)?;
     let root_tree = snapshot.super_view().map(|view| Expect::root_tree(&view));
@@ -101,11 +120,11 @@ pub fn load(superblock: &[u8], source: &dyn BlockSource) -> Result<Snapshot, Att
         }
     }
     problems.extend(cursor.into_problems());
-    if !problems.is_empty() {
+    if roots.is_empty() && !problems.is_empty() {
         return Err(AttachError::Tree { tree: "root tree", problems });
     }
     snapshot.roots = roots;
-    Ok(snapshot)
+    Ok(Opened { snapshot, problems })
 }
 
 /// The snapshot of the commit after `old`, reading only what changed.

@@ -10,6 +10,7 @@ use crate::delta::extents::{ExtentChange, ExtentDelta, Records, extent_delta};
 use crate::delta::references::{
     ExtentId, Inputs, ReferenceDelta, ReplacedRanges, Residuals, reference_delta,
 };
+use crate::fold;
 use crate::forest::{BlockProblem, Forest, Snapshot};
 use crate::log_tree;
 use crate::reconcile::{self, Finding, Touched};
@@ -17,8 +18,6 @@ use crate::record::ExtentRecord;
 use crate::refverify::Shadow;
 use crate::source::BlockSource;
 use crate::violation::{Violation, Worth};
-
-mod fold;
 
 /// Violations of one commit that are reported one by one; those beyond are counted.
 pub const REPORT_LIMIT: usize = 256;

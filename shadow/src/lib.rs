@@ -9,11 +9,13 @@
 //! the file system it looks at is a [`Violation`], a value, never an `Err`.
 
 pub mod attach;
+pub mod audit;
 pub mod classify;
 pub mod codes;
 pub mod commit;
 pub mod delta;
 pub mod edges;
+mod fold;
 pub mod forest;
 pub mod log_tree;
 pub mod reconcile;

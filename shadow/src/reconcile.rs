@@ -7,7 +7,7 @@ use crate::codes::Code;
 use crate::delta::extents::ExtentChange;
 use crate::delta::references::{ExtentId, NetChange, Residuals};
 use crate::record::{ExtentRecord, RefKey, Site};
-use crate::refverify::{Action, ActionKind, Shadow};
+use crate::refverify::{Action, ActionKind, BlockEntry, Shadow};
 use crate::violation::{Sides, Violation, Worth};
 
 /// One extent's part in a commit.
@@ -75,11 +75,10 @@ pub fn reconcile(
     shadow.adjust(bytenr, &known);
     let mut refused = drive(shadow, &touched, generation);
     refused.extend(wrong_length(&touched));
-    let differences = differences(shadow, &touched);
+    let differences = differences(shadow.entry(bytenr), &touched);
     let news: Vec<Difference> =
         differences.iter().filter(|found| !is_known(found, &known)).copied().collect();
-    let residual: Vec<(RefKey, i64)> =
-        differences.iter().map(|found| (found.key, signed(found.held) - signed(found.recorded))).collect();
+    let residual = residual(&differences);
     if !residual.is_empty() {
         residuals.insert(bytenr, residual);
     }
@@ -88,16 +87,46 @@ pub fn reconcile(
     } else {
         let entry = shadow.entry(bytenr).cloned();
         let history = entry.as_ref().map_or_else(Vec::new, |entry| entry.history().copied().collect());
-        let record = touched.new.as_deref();
-        let recorded =
-            record.map_or_else(Vec::new, |record| record.backrefs.iter().map(|b| (b.key, b.count)).collect());
-        let notes = notes(&news);
-        let sides = Box::new(Sides { shadow: entry, recorded, recorded_refs: record.map(|r| r.refs), notes });
+        let sides = sides(entry, touched.new.as_deref(), &news);
         Some(Finding { touched: touched.clone(), refused, differences: news, sides, history })
     };
     shadow.load(bytenr, touched.new.as_deref());
     shadow.settle(bytenr);
     finding
+}
+
+/// Compares everything the trees hold of one extent (`touched.changes`, counted from nothing) with its record.
+#[must_use]
+pub fn compare(touched: Touched) -> Finding {
+    let bytenr = touched.id.bytenr;
+    let record = touched.new.as_deref();
+    let len = record
+        .map_or_else(|| touched.changes.first().map_or(0, |(_, change)| change.len), |record| record.len);
+    let metadata = touched
+        .changes
+        .first()
+        .map_or_else(|| record.is_some_and(ExtentRecord::metadata), |(key, _)| key.metadata);
+    let mut entry = BlockEntry::new(bytenr, len, metadata);
+    let held: Vec<(RefKey, i64)> = touched.changes.iter().map(|(key, change)| (*key, change.net)).collect();
+    entry.adjust(&held);
+    let differences = differences(Some(&entry), &touched);
+    let sides = sides(Some(entry), record, &differences);
+    Finding { touched, refused: Vec::new(), differences, sides, history: Vec::new() }
+}
+
+fn sides(
+    shadow: Option<BlockEntry>,
+    record: Option<&ExtentRecord>,
+    differences: &[Difference],
+) -> Box<Sides> {
+    let recorded =
+        record.map_or_else(Vec::new, |record| record.backrefs.iter().map(|b| (b.key, b.count)).collect());
+    Box::new(Sides {
+        shadow,
+        recorded,
+        recorded_refs: record.map(|record| record.refs),
+        notes: notes(differences),
+    })
 }
 
 fn drive(shadow: &mut Shadow, touched: &Touched, generation: u64) -> Vec<Violation> {
@@ -151,8 +180,8 @@ fn wrong_length(touched: &Touched) -> Option<Violation> {
 }
 
 /// Every reference on which shadow and record disagree.
-fn differences(shadow: &Shadow, touched: &Touched) -> Vec<Difference> {
-    let held = shadow.entry(touched.id.bytenr).map_or(&[][..], |entry| entry.refs());
+fn differences(entry: Option<&BlockEntry>, touched: &Touched) -> Vec<Difference> {
+    let held = entry.map_or(&[][..], BlockEntry::refs);
     let recorded = touched.new.as_ref().map_or(&[][..], |record| record.backrefs.as_slice());
     let site_of = |key: &RefKey| {
         let change = touched.changes.iter().find(|(changed, _)| changed == key).map(|(_, change)| change);
@@ -185,6 +214,10 @@ fn is_known(difference: &Difference, known: &[(RefKey, i64)]) -> bool {
         .any(|(key, more)| *key == difference.key && more.signum() == now.signum() && more.abs() >= now.abs())
 }
 
+fn residual(differences: &[Difference]) -> Vec<(RefKey, i64)> {
+    differences.iter().map(|found| (found.key, signed(found.held) - signed(found.recorded))).collect()
+}
+
 fn signed(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
@@ -207,6 +240,19 @@ fn notes(differences: &[Difference]) -> Vec<String> {
 }
 
 impl Finding {
+    /// By how much each reference differs: held less recorded.
+    #[must_use]
+    pub fn residual(&self) -> Vec<(RefKey, i64)> {
+        residual(&self.differences)
+    }
+
+    /// Keeps only the differences that `keep` (held, recorded) lets through; `None` when none is left.
+    #[must_use]
+    pub fn retain(mut self, keep: impl Fn(u64, u64) -> bool) -> Option<Self> {
+        self.differences.retain(|difference| keep(difference.held, difference.recorded));
+        (!self.differences.is_empty()).then_some(self)
+    }
+
     /// What is reported: the state machine's words where it refused something, else one violation that tells what
     /// kind of difference it is. One extent, one bug, one report.
     #[must_use]

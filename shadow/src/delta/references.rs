@@ -445,7 +445,7 @@ fn same_root(a: &Edge, b: &Edge) -> bool {
 }
 
 /// The references that root items and the super block hold. Log trees and the remap tree hold none.
-fn root_edges(forest: &Forest<'_>) -> BTreeMap<RootId, Edge> {
+pub(crate) fn root_edges(forest: &Forest<'_>) -> BTreeMap<RootId, Edge> {
     let mut edges = BTreeMap::new();
     let mut insert = |id: RootId, expect: Expect| {
         let key = if id.tree == ids::TREE_RELOC {

@@ -118,6 +118,17 @@ impl BlockEntry {
         self.refs.clear();
     }
 
+    /// Corrects the references by damage that is known: by how many the trees hold more than are recorded.
+    pub fn adjust(&mut self, known: &[(RefKey, i64)]) {
+        for (key, more) in known {
+            if *more > 0 {
+                self.add(key, more.unsigned_abs());
+            } else {
+                self.drop_ref(key, more.unsigned_abs());
+            }
+        }
+    }
+
     /// The references and their counts, by key.
     #[must_use]
     pub fn refs(&self) -> &[(RefKey, u64)] {

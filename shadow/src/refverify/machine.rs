@@ -136,7 +136,7 @@ impl Shadow {
         }
     }
 
-    /// Corrects an entry by damage that is known: by how many references the trees hold more than are recorded.
+    /// Corrects an entry by damage that is known: see [`BlockEntry::adjust`].
     pub fn adjust(&mut self, bytenr: u64, known: &[(RefKey, i64)]) {
         if known.is_empty() {
             return;
@@ -146,13 +146,7 @@ impl Shadow {
             .entries
             .entry(bytenr)
             .or_insert_with(|| BlockEntry::new(bytenr, 0, known.iter().any(|(key, _)| key.metadata)));
-        for (key, more) in known {
-            if *more > 0 {
-                entry.add(key, more.unsigned_abs());
-            } else {
-                entry.drop_ref(key, more.unsigned_abs());
-            }
-        }
+        entry.adjust(known);
         self.account(bytenr, before);
     }
 

@@ -14,7 +14,7 @@ use crate::violation::Violation;
 const COMMON_CAUSE: usize = 2;
 
 /// Turns findings and the violations of records by themselves into reports.
-pub(super) fn fold(findings: Vec<Finding>, records: Vec<Violation>, new: &Forest<'_>) -> Vec<Violation> {
+pub(crate) fn fold(findings: Vec<Finding>, records: Vec<Violation>, new: &Forest<'_>) -> Vec<Violation> {
     let (flags, findings) = fold_full_backref(findings, new);
     let mut by_extent: BTreeMap<u64, Vec<Violation>> = BTreeMap::new();
     for violation in records {

@@ -1,0 +1,309 @@
+//! What the extent tree records, in a table.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parser::{Block, Key, ids};
+
+use crate::forest::{BlockProblem, Forest};
+use crate::record::{ExtentRecord, RecordBuilder, RefKey, is_record_item};
+use crate::tree::Searcher;
+use crate::violation::Violation;
+
+/// A number for a reference such that sums of them tell sets of references apart. Each word is mixed in with the
+/// finaliser of splitmix64.
+#[must_use]
+pub fn fingerprint(key: &RefKey) -> u64 {
+    let mix = |state: u64, word: u64| {
+        let mut z = (state ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let kind = u64::from(key.metadata);
+    [key.root, key.parent, key.owner, key.offset].into_iter().fold(kind, mix)
+}
+
+/// One extent in a table under construction.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    bytenr: u64,
+    recorded: u64,
+    facts: Facts,
+    len: u64,
+}
+
+/// Generation, level and flags of an extent in eight bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts(u64);
+
+impl Facts {
+    const METADATA: u64 = 1 << 63;
+    const FULL: u64 = 1 << 62;
+    const LEVEL_SHIFT: u32 = 56;
+    const LEVEL_MASK: u64 = 0x3f;
+    const GENERATION_MASK: u64 = (1 << Self::LEVEL_SHIFT) - 1;
+
+    fn new(record: &ExtentRecord) -> Self {
+        let level = u64::from(record.level.unwrap_or(0)) & Self::LEVEL_MASK;
+        let mut facts = (record.generation & Self::GENERATION_MASK) | level << Self::LEVEL_SHIFT;
+        if record.metadata() {
+            facts |= Self::METADATA;
+        }
+        if record.full_backref() {
+            facts |= Self::FULL;
+        }
+        Facts(facts)
+    }
+
+    /// Whether the extent is a tree block.
+    #[must_use]
+    pub fn metadata(self) -> bool {
+        self.0 & Self::METADATA != 0
+    }
+
+    /// Whether it has FULL_BACKREF.
+    #[must_use]
+    pub fn full_backref(self) -> bool {
+        self.0 & Self::FULL != 0
+    }
+
+    /// Low 56 bits of the generation.
+    #[must_use]
+    pub fn generation(self) -> u64 {
+        self.0 & Self::GENERATION_MASK
+    }
+}
+
+/// What one part of the extent tree holds.
+#[derive(Debug, Default)]
+pub struct Scan {
+    rows: Vec<Row>,
+    /// What is wrong with records by themselves.
+    pub violations: Vec<Violation>,
+    /// What could not be read.
+    pub problems: Vec<BlockProblem>,
+}
+
+/// Cuts the extent tree into ranges of bytenrs, first and last of each, that can be scanned independently.
+///
+/// # Errors
+/// [`BlockProblem`] when its root can't be read.
+pub fn partitions(forest: &Forest<'_>) -> Result<Vec<(u64, u64)>, BlockProblem> {
+    const ENOUGH: usize = 256;
+    let Some(root) = forest.snapshot.tree(ids::EXTENT_TREE) else { return Ok(Vec::new()) };
+    let mut starts = vec![0];
+    let mut level = vec![root];
+    while !level.is_empty() && starts.len() < ENOUGH {
+        let mut below = Vec::new();
+        for expect in &level {
+            let block = match forest.read(expect) {
+                Ok(block) => block,
+                // The scan will say so.
+                Err(_) if expect.first_key.is_some() => continue,
+                Err(problem) => return Err(problem),
+            };
+            if let Some(Block::Node(node)) = block.view() {
+                let header = node.header();
+                below.extend(node.ptrs().enumerate().map(|(slot, ptr)| expect.child(&header, slot, &ptr)));
+            }
+        }
+        starts.extend(below.iter().filter_map(|expect| expect.first_key).map(|key| key.objectid));
+        level = below;
+    }
+    starts.sort_unstable();
+    starts.dedup();
+    let ends = starts.iter().skip(1).map(|next| next - 1).chain([u64::MAX]);
+    Ok(starts.iter().copied().zip(ends).collect())
+}
+
+/// Reads the records of all extents from `first` to `last`, both included.
+#[must_use]
+pub fn scan(forest: &Forest<'_>, first: u64, last: u64) -> Scan {
+    let mut scan = Scan::default();
+    let mut builder: Option<(u64, RecordBuilder<'_>)> = None;
+    let mut searcher = Searcher::new(*forest, forest.snapshot.tree(ids::EXTENT_TREE));
+    let geometry = &forest.snapshot.geometry;
+    let read = searcher.range(Key::new(first, 0, 0), Key::new(last, u8::MAX, u64::MAX), |found| {
+        let bytenr = found.key.objectid;
+        if !is_record_item(found.key.item_type) {
+            return;
+        }
+        if builder.as_ref().is_none_or(|(current, _)| *current != bytenr) {
+            let next = RecordBuilder::new(geometry, bytenr);
+            scan.take(builder.replace((bytenr, next)));
+        }
+        if let Some((_, builder)) = &mut builder {
+            builder.push(&found.key, found.data(), found.site);
+        }
+    });
+    scan.take(builder);
+    scan.problems.extend(read.err());
+    scan
+}
+
+impl Scan {
+    fn take(&mut self, builder: Option<(u64, RecordBuilder<'_>)>) {
+        let Some((_, builder)) = builder else { return };
+        let built = builder.finish();
+        self.violations.extend(built.violations);
+        let Some(record) = built.record else { return };
+        let recorded = record.backrefs.iter().fold(0u64, |sum, backref| {
+            sum.wrapping_add(fingerprint(&backref.key).wrapping_mul(backref.count))
+        });
+        self.rows.push(Row { bytenr: record.bytenr, recorded, facts: Facts::new(&record), len: record.len });
+    }
+}
+
+/// All extents: what is recorded about each, and what has been found to refer to it so far.
+#[derive(Debug, Default)]
+pub struct Table {
+    bytenrs: Vec<u64>,
+    recorded: Vec<u64>,
+    facts: Vec<Facts>,
+    lens: Vec<u64>,
+    held: Vec<AtomicU64>,
+    visited: Vec<AtomicU64>,
+    /// Where, in `bytenrs`, each bucket of the address space begins.
+    buckets: Vec<u32>,
+    bucket_shift: u32,
+}
+
+impl Table {
+    /// Puts the parts of a scan together, in the order of their ranges.
+    #[must_use]
+    pub fn new(scans: impl IntoIterator<Item = Scan>) -> Self {
+        let mut table = Table::default();
+        for scan in scans {
+            for row in scan.rows {
+                table.bytenrs.push(row.bytenr);
+                table.recorded.push(row.recorded);
+                table.facts.push(row.facts);
+                table.lens.push(row.len);
+            }
+        }
+        table.held.resize_with(table.bytenrs.len(), AtomicU64::default);
+        table.visited.resize_with(table.bytenrs.len().div_ceil(64), AtomicU64::default);
+        table.index();
+        table
+    }
+
+    fn index(&mut self) {
+        let Some(&last) = self.bytenrs.last() else { return };
+        let wanted = (self.bytenrs.len() as u64).next_power_of_two();
+        self.bucket_shift = (64 - last.leading_zeros()).saturating_sub(wanted.trailing_zeros());
+        let count = usize::try_from(last >> self.bucket_shift).unwrap_or(0) + 1;
+        self.buckets = Vec::with_capacity(count + 1);
+        let mut next = 0;
+        for bucket in 0..=count as u64 {
+            while self.bytenrs.get(next).is_some_and(|bytenr| bytenr >> self.bucket_shift < bucket) {
+                next += 1;
+            }
+            self.buckets.push(u32::try_from(next).unwrap_or(u32::MAX));
+        }
+    }
+
+    /// Number of extents.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.bytenrs.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytenrs.is_empty()
+    }
+
+    /// Number of tree blocks among them.
+    #[must_use]
+    pub fn tree_blocks(&self) -> u64 {
+        self.facts.iter().filter(|facts| facts.metadata()).count() as u64
+    }
+
+    /// Row of the extent that begins at `bytenr`.
+    #[must_use]
+    pub fn row(&self, bytenr: u64) -> Option<usize> {
+        let bucket = usize::try_from(bytenr.checked_shr(self.bucket_shift)?).ok()?;
+        let from = *self.buckets.get(bucket)? as usize;
+        let to = *self.buckets.get(bucket.checked_add(1)?)? as usize;
+        let within = self.bytenrs.get(from..to)?;
+        within.binary_search(&bytenr).ok().map(|at| from + at)
+    }
+
+    /// Generation, level and flags of a row.
+    #[must_use]
+    pub fn facts(&self, row: usize) -> Option<Facts> {
+        self.facts.get(row).copied()
+    }
+
+    /// Length of a row's extent, in bytes.
+    #[must_use]
+    pub fn extent_len(&self, row: usize) -> Option<u64> {
+        self.lens.get(row).copied()
+    }
+
+    /// Adds a reference that a tree holds.
+    pub fn hold(&self, row: usize, key: &RefKey) {
+        if let Some(held) = self.held.get(row) {
+            held.fetch_add(fingerprint(key), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether this is the first visit to a row's block.
+    pub fn visit(&self, row: usize) -> bool {
+        let bit = 1 << (row % 64);
+        self.visited.get(row / 64).is_some_and(|word| word.fetch_or(bit, Ordering::Relaxed) & bit == 0)
+    }
+
+    /// Extents whose references and backrefs are not the same, by bytenr.
+    pub fn mismatches(&self) -> impl Iterator<Item = u64> + '_ {
+        let rows = self.bytenrs.iter().zip(&self.recorded).zip(&self.held);
+        rows.filter(|((_, recorded), held)| **recorded != held.load(Ordering::Relaxed))
+            .map(|((bytenr, _), _)| *bytenr)
+    }
+
+    /// Pairs of extents of which the second begins before the first ends.
+    pub fn overlaps(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
+        let ends = self.bytenrs.iter().zip(&self.lens).map(|(start, len)| (*start, *len));
+        let next = self.bytenrs.iter().skip(1);
+        ends.zip(next)
+            .filter(|((start, len), next)| start.saturating_add(*len) > **next)
+            .map(|((start, len), next)| (start, len, *next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(bytenrs: &[u64]) -> Table {
+        let facts = Facts(0);
+        let rows = bytenrs.iter().map(|&bytenr| Row { bytenr, recorded: 0, facts, len: 4096 }).collect();
+        Table::new([Scan { rows, ..Scan::default() }])
+    }
+
+    #[test]
+    fn every_row_is_found_and_nothing_else() {
+        let bytenrs: Vec<u64> =
+            (0..5000u64).map(|n| n * n * 4096 + 4096).chain([1 << 60, u64::MAX - 4095]).collect();
+        let table = table(&bytenrs);
+        for (row, &bytenr) in bytenrs.iter().enumerate() {
+            assert_eq!(table.row(bytenr), Some(row));
+            assert_eq!(table.row(bytenr + 1), None);
+        }
+        assert_eq!(table.row(0), None);
+        assert_eq!(table.row(u64::MAX), None);
+        assert_eq!(Table::default().row(4096), None);
+    }
+
+    #[test]
+    fn sums_tell_sets_apart() {
+        let a = RefKey::tree(5, 0);
+        let b = RefKey::tree(6, 0);
+        let c = RefKey::shared_tree(5, 0);
+        assert_ne!(fingerprint(&a), fingerprint(&b));
+        assert_ne!(fingerprint(&a), fingerprint(&c));
+        assert_ne!(fingerprint(&RefKey::shared_data(5)), fingerprint(&c));
+        assert_ne!(fingerprint(&a).wrapping_mul(2), fingerprint(&a).wrapping_add(fingerprint(&b)));
+    }
+}

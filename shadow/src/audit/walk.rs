@@ -1,0 +1,172 @@
+//! Visits every live tree block once and adds up the references it holds.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use hashbrown::{HashMap, HashSet};
+
+use crate::audit::explain::Collected;
+use crate::audit::table::Table;
+use crate::codes::Code;
+use crate::delta::masks::{self, Masks};
+use crate::delta::references::root_edges;
+use crate::edges::{self, Edge, Form, Target};
+use crate::forest::{BlockProblem, Expect, Forest};
+use crate::record::{RefKey, Site};
+use crate::violation::Violation;
+
+/// What a visit does with each reference.
+pub enum Visitor<'t> {
+    /// Adds it to its extent's sum.
+    Sum(&'t Table),
+    /// Collects those of the extents that are asked for.
+    Collect(&'t Mutex<Collected>),
+}
+
+/// A walk over all trees. Workers share it.
+pub struct Walk<'a> {
+    forest: Forest<'a>,
+    table: &'a Table,
+    visitor: Visitor<'a>,
+    masks: Masks,
+    findings: Mutex<Findings>,
+}
+
+/// What came up on the way.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// References to extents that have no extent item, and how often each is held.
+    pub unknown: HashMap<u64, Vec<(RefKey, u64, Site, u64)>>,
+    /// Blocks among those that were visited.
+    visited_unknown: HashSet<u64>,
+    /// What is wrong.
+    pub violations: Vec<Violation>,
+    /// What could not be read.
+    pub problems: Vec<BlockProblem>,
+}
+
+impl<'a> Walk<'a> {
+    /// A walk that has not begun.
+    #[must_use]
+    pub fn new(forest: Forest<'a>, table: &'a Table, visitor: Visitor<'a>) -> Self {
+        let mut findings = Findings::default();
+        let masks = masks::all(&forest, &mut findings.problems);
+        Walk { forest, table, visitor, masks, findings: Mutex::new(findings) }
+    }
+
+    /// Where the walk begins: the roots, each with the reference to it counted.
+    pub fn roots(&self) -> Vec<Expect> {
+        let mut next = Vec::new();
+        for edge in root_edges(&self.forest).into_values() {
+            self.reference(&edge, &mut next);
+        }
+        next
+    }
+
+    /// Visits one block; blocks to be visited because of it are added to `next`.
+    pub fn visit(&self, expect: &Expect, next: &mut Vec<Expect>) {
+        let block = match self.forest.read(expect) {
+            Ok(block) => block,
+            Err(problem) => return self.lock().problems.push(problem),
+        };
+        let Some(view) = block.view() else { return };
+        let facts = self.table.row(expect.bytenr).and_then(|row| self.table.facts(row));
+        let form = Form {
+            full: facts.is_some_and(super::table::Facts::full_backref),
+            first_slot: self.masks.get(&expect.bytenr).copied().unwrap_or(0),
+        };
+        let violations = edges::for_each(&view, expect, form, |edge| self.reference(&edge, next));
+        let header = view.header();
+        let mut found = violations;
+        if let (Visitor::Sum(_), Some(facts)) = (&self.visitor, facts) {
+            if facts.metadata() && facts.generation() != header.generation() & ((1 << 56) - 1) {
+                let (have, want) = (facts.generation(), header.generation());
+                let message =
+                    format!("invalid generation for extent {}, have {have} expect {want}", expect.bytenr);
+                let violation = Violation::new(Code::RefExtentGeneration, expect.bytenr, 0, message);
+                found.push(violation.with_worth(want, have));
+            }
+            if header.is_reloc() && facts.metadata() && !facts.full_backref() {
+                let message = format!(
+                    "bad full backref, on [{}]: a relocation block without FULL_BACKREF",
+                    expect.bytenr
+                );
+                found.push(Violation::new(Code::RefFullBackref, expect.bytenr, 0, message));
+            }
+        }
+        if !found.is_empty() && matches!(self.visitor, Visitor::Sum(_)) {
+            self.lock().violations.extend(found);
+        }
+    }
+
+    /// What came up.
+    #[must_use]
+    pub fn finish(self) -> Findings {
+        self.findings.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Findings> {
+        self.findings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reference(&self, edge: &Edge, next: &mut Vec<Expect>) {
+        let row = self.table.row(edge.bytenr);
+        let first_visit = match row {
+            Some(row) => {
+                self.count(row, edge);
+                // In the second walk the visits of the first are all there: it keeps its own.
+                match &self.visitor {
+                    Visitor::Sum(table) => table.visit(row),
+                    Visitor::Collect(collected) => {
+                        let mut collected = collected.lock().unwrap_or_else(PoisonError::into_inner);
+                        matches!(edge.target, Target::Tree(_)) && collected.visited.insert(edge.bytenr)
+                    }
+                }
+            }
+            None => self.unknown(edge),
+        };
+        if let Target::Tree(expect) = edge.target
+            && first_visit
+        {
+            next.push(expect);
+        }
+    }
+
+    fn count(&self, row: usize, edge: &Edge) {
+        match &self.visitor {
+            Visitor::Sum(table) => {
+                table.hold(row, &edge.key);
+                if let (Target::Data { len }, Some(recorded)) = (edge.target, table.extent_len(row))
+                    && len != recorded
+                    && table.facts(row).is_some_and(|facts| !facts.metadata())
+                {
+                    let message = format!(
+                        "data extent[{}, {recorded}] size mismatch, file extent item has {len}, {} (held by block {} \
+                         slot {})",
+                        edge.bytenr, edge.key, edge.site.block, edge.site.slot
+                    );
+                    let violation = Violation::new(Code::RefExtentLength, edge.bytenr, recorded, message);
+                    self.lock().violations.push(violation.with_worth(recorded, len).with_key(edge.key));
+                }
+            }
+            Visitor::Collect(collected) => {
+                collected.lock().unwrap_or_else(PoisonError::into_inner).add(edge);
+            }
+        }
+    }
+
+    /// A reference to an extent that the extent tree does not know; a tree block is visited all the same.
+    fn unknown(&self, edge: &Edge) -> bool {
+        let mut findings = self.lock();
+        let len = match edge.target {
+            Target::Data { len } => len,
+            Target::Tree(_) => self.forest.nodesize(),
+        };
+        let holders = findings.unknown.entry(edge.bytenr).or_default();
+        match holders.iter_mut().find(|(key, ..)| *key == edge.key) {
+            Some((_, count, ..)) => *count += 1,
+            None => holders.push((edge.key, 1, edge.site, len)),
+        }
+        findings.visited_unknown.insert(edge.bytenr)
+    }
+}

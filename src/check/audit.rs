@@ -1,0 +1,140 @@
+//! Runs `shadow::audit` on all cores.
+
+use std::sync::{Mutex, PoisonError};
+
+use rayon::Scope;
+use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
+use shadow::audit::{Collected, Explained, Scan, Table, Visitor, Walk, explain, partitions, scan};
+use shadow::delta::references::Residuals;
+use shadow::forest::{BlockProblem, Expect};
+use shadow::violation::Violation;
+use shadow::{BlockSource, Forest, Snapshot};
+
+use crate::check::Progress;
+
+/// What a whole file system turned out to be.
+#[derive(Debug, Default)]
+pub struct AuditReport {
+    /// Extents in the extent tree.
+    pub extents: u64,
+    /// Tree blocks among them.
+    pub tree_blocks: u64,
+    /// What is wrong.
+    pub violations: Vec<Violation>,
+    /// What could not be looked at.
+    pub unknown: Vec<String>,
+    /// By how much references and backrefs differ, by extent.
+    pub residuals: Residuals,
+}
+
+/// Compares all references of `snapshot` with all backrefs.
+#[must_use]
+pub fn audit(snapshot: &Snapshot, source: &dyn BlockSource, progress: &dyn Progress) -> AuditReport {
+    let forest = Forest::new(snapshot, source);
+    let ranges = match partitions(&forest) {
+        Ok(ranges) => ranges,
+        Err(problem) => {
+            let mut report = AuditReport::default();
+            report.note(vec![problem]);
+            return report;
+        }
+    };
+    progress.begin("extent tree", ranges.len() as u64);
+    let mut scans: Vec<Scan> = ranges
+        .into_par_iter()
+        .map(|(first, last)| {
+            let scan = scan(&forest, first, last);
+            progress.advance(1);
+            scan
+        })
+        .collect();
+    let mut violations = Vec::new();
+    let mut problems = Vec::new();
+    for scan in &mut scans {
+        violations.append(&mut scan.violations);
+        problems.append(&mut scan.problems);
+    }
+    let scan_whole = problems.is_empty();
+    let table = Table::new(scans);
+    let mut report = AuditReport {
+        extents: table.len() as u64,
+        tree_blocks: table.tree_blocks(),
+        ..AuditReport::default()
+    };
+
+    progress.begin("references", report.tree_blocks);
+    let walk = Walk::new(forest, &table, Visitor::Sum(&table));
+    run(&walk, progress);
+    let mut findings = walk.finish();
+    problems.append(&mut findings.problems.clone());
+
+    let collected = Mutex::new(Collected::new(table.mismatches()));
+    let none_differ = collected.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+    if !none_differ {
+        progress.begin("differences", report.tree_blocks);
+        let again = Walk::new(forest, &table, Visitor::Collect(&collected));
+        run(&again, progress);
+        drop(again);
+    }
+    progress.end();
+    findings.violations.extend(overlaps(&table));
+    let collected = collected.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let Explained { violations, residuals, problems: more } =
+        explain(&forest, violations, findings, collected, scan_whole);
+    problems.extend(more);
+    report.violations = violations;
+    report.residuals = residuals;
+    report.note(problems);
+    report
+}
+
+impl AuditReport {
+    /// Blocks that could not be read: several ways may lead to one.
+    fn note(&mut self, problems: Vec<BlockProblem>) {
+        for problem in problems {
+            match problem {
+                BlockProblem::Unknown(reason) if !self.unknown.contains(&reason) => self.unknown.push(reason),
+                BlockProblem::Unknown(_) => {}
+                BlockProblem::Violation(violation) => {
+                    let known =
+                        |other: &Violation| other.code == violation.code && other.bytenr == violation.bytenr;
+                    if !self.violations.iter().any(known) {
+                        self.violations.push(*violation);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn overlaps(table: &Table) -> impl Iterator<Item = Violation> + '_ {
+    table.overlaps().map(|(start, len, next)| {
+        let message = format!("extent [{start} {len}] overlaps the one at {next}");
+        Violation::new(shadow::Code::RefExtentOverlap, start, len, message)
+    })
+}
+
+fn run(walk: &Walk<'_>, progress: &dyn Progress) {
+    let roots = walk.roots();
+    rayon::scope(|scope| {
+        for root in roots {
+            scope.spawn(move |scope| descend(walk, root, progress, scope));
+        }
+    });
+}
+
+/// Visits a block and everything that is reached first through it. Subtrees are tasks of their own, leaves are not.
+fn descend<'s>(walk: &'s Walk<'_>, expect: Expect, progress: &'s dyn Progress, scope: &Scope<'s>) {
+    let mut next = Vec::new();
+    walk.visit(&expect, &mut next);
+    progress.advance(1);
+    for expect in next {
+        if expect.level > 0 {
+            scope.spawn(move |scope| descend(walk, expect, progress, scope));
+        } else {
+            let mut none = Vec::new();
+            walk.visit(&expect, &mut none);
+            progress.advance(1);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! `btrfs-shadow check`: a whole image at once, read-only, on all cores; and the same for `serve --audit`.
+
+mod audit;
+mod progress;
+mod source;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use parser::SuperBlock;
+use parser::superblock::{MagicKind, magic_kind};
+use shadow::attach;
+use shadow::{Coverage, Geometry};
+
+pub use audit::{AuditReport, audit};
+pub use progress::{NoProgress, Progress, TerminalProgress};
+pub use source::ImageSource;
+
+use crate::capture::{PRIMARY_SUPER, SUPER_SIZE};
+use crate::cli::Check;
+use crate::events::{Attach, Event, Fsid, Sinks};
+use crate::image::{Image, RawImage};
+use crate::serve;
+
+/// Checks every image; returns the exit code: the gravest of all, 1 before 2 before 3.
+///
+/// # Errors
+/// When standard output can't be used.
+pub fn run(options: &Check) -> Result<u8> {
+    let mut sinks = serve::output_sinks(options.json);
+    let mut worst = 0;
+    for path in &options.images {
+        let code = match check_image(path, options, &mut sinks) {
+            Ok(code) => code,
+            Err(error) => {
+                eprintln!("btrfs-shadow: {}: {error:#}", path.display());
+                2
+            }
+        };
+        let rank = |code: u8| [0, 3, 2, 1].iter().position(|&known| known == code);
+        if rank(code) > rank(worst) {
+            worst = code;
+        }
+    }
+    Ok(worst)
+}
+
+fn check_image(path: &Path, options: &Check, sinks: &mut Sinks) -> Result<u8> {
+    let started = Instant::now();
+    let image: Arc<dyn Image> = Arc::new(RawImage::open(path, true)?);
+    let superblock = read_super(image.as_ref())?;
+    let view = SuperBlock::parse(&superblock).context("super block")?;
+    let geometry = Geometry::new(&view)?;
+    let source = ImageSource::new(Arc::clone(&image), &geometry);
+    let opened = attach::open(&superblock, &source)?;
+    let coverage = Coverage::new(&geometry);
+    let progress: Box<dyn Progress> =
+        if options.json { Box::new(NoProgress) } else { Box::new(TerminalProgress::new()) };
+    let report = if coverage.is_whole() {
+        audit(&opened.snapshot, &source, progress.as_ref())
+    } else {
+        AuditReport::default()
+    };
+    let fsid = Fsid(geometry.fsid);
+    let generation = opened.snapshot.generation;
+    sinks.emit(&Event::Attach(&Attach {
+        fsid,
+        generation,
+        nodesize: geometry.nodesize,
+        csum: geometry.csum.name(),
+        gaps: coverage.gaps.clone(),
+        counts: coverage.is_whole().then_some((report.extents, report.tree_blocks)),
+        elapsed: started.elapsed(),
+        reason: "check",
+    }));
+    let mut unknown = report.unknown;
+    let mut violations = Vec::new();
+    for problem in opened.problems {
+        match problem {
+            shadow::forest::BlockProblem::Violation(violation) => violations.push(*violation),
+            shadow::forest::BlockProblem::Unknown(reason) => unknown.push(reason),
+        }
+    }
+    violations.extend(report.violations);
+    for violation in &violations {
+        sinks.emit(&Event::Violation { fsid, generation, origin: "check", violation });
+    }
+    for reason in &unknown {
+        sinks.emit(&Event::Notice { message: &format!("not verified: {reason}") });
+    }
+    sinks.emit(&Event::Detach { fsid, commits: 0, violations: violations.len() as u64 });
+    Ok(match (violations.is_empty(), coverage.is_whole() && unknown.is_empty()) {
+        (false, _) => 1,
+        (true, false) => 3,
+        (true, true) => 0,
+    })
+}
+
+fn read_super(image: &dyn Image) -> Result<Box<[u8]>> {
+    let mut bytes = vec![0; SUPER_SIZE as usize].into_boxed_slice();
+    if image.len() < PRIMARY_SUPER + SUPER_SIZE {
+        bail!("{} bytes are too few for a btrfs: its super block is at 64 KiB", image.len());
+    }
+    image.read_at(&mut bytes, PRIMARY_SUPER).context("can't read the super block at 64 KiB")?;
+    match magic_kind(&bytes) {
+        MagicKind::Btrfs => Ok(bytes),
+        MagicKind::InProgress => bail!("mkfs did not finish: the super block at 64 KiB is a temporary one"),
+        MagicKind::Other => bail!("no btrfs: there is no super block at 64 KiB"),
+    }
+}
