@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::fault::FaultSpec;
+use crate::verifier::AuditMode;
 
 /// Serves a virtual machine's disk and verifies its btrfs at every transaction commit.
 #[derive(Debug, Parser)]
@@ -88,6 +89,10 @@ pub struct Serve {
     /// What to do with a commit that violates a rule
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = Policy::Report)]
     pub on_violation: Policy,
+    /// Compare all references with all backrefs when a file system is attached, so that damage that is there already
+    /// is told apart from new damage
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = AuditMode::Off)]
+    pub audit: AuditMode,
     /// Write events to this file, one JSON object a line; - is standard output
     #[arg(long, value_name = "FILE")]
     pub events: Option<PathBuf>,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::capture::{Capture, CaptureShared};
+use crate::capture::{Capture, CaptureShared, Message};
 use crate::cli::Serve;
 use crate::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle};
 use crate::events::{JsonSink, Sinks, TextSink};
@@ -36,19 +36,20 @@ pub fn run(options: &Serve) -> Result<Summary> {
     let shared = Arc::new(CaptureShared::new(Arc::clone(&image), options.capture_memory));
     let (sender, messages) = crossbeam_channel::unbounded();
     let fault = options.plant_fault.map(FaultPlan::new);
-    let tap: Arc<dyn Tap> = Arc::new(Capture::new(Arc::clone(&shared), sender, fault));
+    let tap: Arc<dyn Tap> = Arc::new(Capture::new(Arc::clone(&shared), sender.clone(), fault));
     let device_options = DeviceOptions { num_queues: options.num_queues, serial: options.serial.clone() };
     let mut server = Server::bind(socket, Arc::clone(&image), tap, device_options)?;
-    let verifier_options = VerifierOptions { shadow_memory: options.shadow_memory };
-    let verifier = verifier::spawn(image, shared, messages, sinks, verifier_options)?;
+    let verifier_options = VerifierOptions { shadow_memory: options.shadow_memory, audit: options.audit };
+    let verifier = verifier::spawn(image, shared, (sender.clone(), messages), sinks, verifier_options)?;
     loop {
         match server.serve_one(&stop)? {
             SessionEnd::Disconnected if !options.once => {}
             SessionEnd::Disconnected | SessionEnd::Stopped | SessionEnd::Exhausted => break,
         }
     }
-    // With the server goes the last sender, and with it the verifier's thread.
     drop(server);
+    // Behind everything that was said before: what is held has been answered by now.
+    let _ = sender.send(Message::Finish);
     match verifier.join() {
         Ok(summary) => Ok(summary),
         Err(_) => bail!("the verifier's thread has panicked: please report this"),

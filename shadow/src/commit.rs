@@ -188,9 +188,28 @@ impl Verifier {
         self.reported.clear();
     }
 
-    /// Takes up damage that is there already, so that only what is added to it is reported.
+    /// Takes up damage that was there at attach, so that only what is added to it is reported. What commits have
+    /// added, or taken away, since is summed with it.
     pub fn know_damage(&mut self, residuals: Residuals) {
-        self.residuals = residuals;
+        for (bytenr, keys) in residuals {
+            let known = self.residuals.entry(bytenr).or_default();
+            for (key, more) in keys {
+                match known.iter_mut().find(|(existing, _)| *existing == key) {
+                    Some((_, sum)) => *sum = sum.saturating_add(more),
+                    None => known.push((key, more)),
+                }
+            }
+            known.retain(|(_, sum)| *sum != 0);
+            if known.is_empty() {
+                self.residuals.remove(&bytenr);
+            }
+        }
+    }
+
+    /// Whether it is known that something is wrong with the extent at `bytenr`.
+    #[must_use]
+    pub fn knows_damage(&self, bytenr: u64) -> bool {
+        self.residuals.contains_key(&bytenr)
     }
 
     /// Verifies the commit that `superblock` makes, and takes over its state. All blocks it reaches must have been
@@ -300,14 +319,23 @@ impl Verifier {
             let work =
                 touched(&extents, changes, &replaced, &mut old_records, &mut new_records, &mut problems);
             let findings = self.reconcile_all(report, work, &replaced, new.snapshot.generation);
-            let violations = fold::fold(findings, record_violations, &new);
-            violations.into_iter().for_each(|violation| report.push(violation));
+            for mut violation in fold::fold(findings, record_violations, &new) {
+                self.add_history(&mut violation);
+                report.push(violation);
+            }
         } else {
             // Where a block is missing, what it held is unknown, and every comparison would blame the wrong
             // extent: the block is the finding.
             record_violations.drain(..).for_each(|violation| report.push(violation));
         }
         self.note_problems(report, problems);
+    }
+
+    /// What is remembered of an extent whose record is wrong by itself.
+    fn add_history(&self, violation: &mut Violation) {
+        if let (None, Some(entry)) = (&violation.sides, self.shadow.entry(violation.bytenr)) {
+            violation.history = entry.history().copied().collect();
+        }
     }
 
     /// First what lay in chunks that are gone, then the chunks themselves, then all the rest.

@@ -5,6 +5,7 @@
 //! is only a candidate: it lies where tree blocks may lie and carries the file system's UUID.
 
 mod cache;
+mod preserve;
 mod regions;
 
 use std::sync::Arc;
@@ -17,11 +18,13 @@ use parser::superblock::OFFSETS;
 use shadow::TreeBlock;
 
 pub use cache::BlockCache;
+pub use preserve::{Preserve, PreservedSource};
 pub use regions::Regions;
 
 use crate::fault::FaultPlan;
 use crate::image::Image;
 use crate::tap::{CopyFate, HoldDone, Tap, WritePlan};
+use crate::verifier::Audited;
 
 /// Bytes of a super block.
 pub const SUPER_SIZE: u64 = parser::superblock::SIZE as u64;
@@ -46,6 +49,10 @@ pub enum Message {
     Connected,
     /// The frontend is gone.
     Disconnected,
+    /// An audit in the background is done.
+    Audited(Audited),
+    /// No more will come: report the end.
+    Finish,
 }
 
 /// Counts what was captured since the last commit took them.
@@ -67,6 +74,8 @@ pub struct CaptureShared {
     pub regions: ArcSwapOption<Regions>,
     /// Tree blocks by place.
     pub cache: Arc<BlockCache>,
+    /// What is overwritten while an audit runs.
+    pub preserve: Arc<Preserve>,
     /// What was captured.
     pub counters: CaptureCounters,
 }
@@ -77,7 +86,8 @@ impl CaptureShared {
     pub fn new(image: Arc<dyn Image>, limit: usize) -> Self {
         CaptureShared {
             regions: ArcSwapOption::empty(),
-            cache: Arc::new(BlockCache::new(image, limit)),
+            cache: Arc::new(BlockCache::new(Arc::clone(&image), limit)),
+            preserve: Arc::new(Preserve::new(image, limit)),
             counters: CaptureCounters::default(),
         }
     }
@@ -118,6 +128,7 @@ impl Tap for Capture {
     }
 
     fn copied(&self, offset: u64, bytes: &mut Vec<u8>) -> CopyFate {
+        self.shared.preserve.before_write(offset, bytes.len() as u64);
         match (&self.fault, self.shared.regions.load().as_ref()) {
             (Some(fault), Some(regions)) => fault.apply(offset, bytes, regions),
             _ => CopyFate::Write,

@@ -7,15 +7,18 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
 use parser::SuperBlock;
 use shadow::attach::AttachError;
 use shadow::classify::ReattachReason;
 use shadow::{CommitReport, SuperChange, Verdict, Verifier, classify};
 
-use crate::capture::{CaptureShared, PRIMARY_SUPER, Regions, SUPER_SIZE};
+use crate::capture::{CaptureShared, Message, PRIMARY_SUPER, Regions, SUPER_SIZE};
+use crate::check::{AuditReport, ImageSource, NoProgress, audit};
 use crate::events::{Attach, Commit, CommitKind, Event, Fsid, Sinks};
 use crate::image::Image;
 use crate::verifier::VerifierOptions;
+use crate::verifier::audit::{self as background, AuditMode, Audited};
 
 /// What has been seen, for the exit code.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,6 +54,12 @@ pub struct FileSystem {
     commits: u64,
     violations: u64,
     fsid: Fsid,
+    audit: AuditMode,
+    /// Which attachment this is, to tell a late audit from a current one.
+    attachment: u64,
+    /// Where an audit in the background sends its result.
+    results: Sender<Message>,
+    audit_running: bool,
 }
 
 impl FileSystem {
@@ -61,6 +70,7 @@ impl FileSystem {
         shared: Arc<CaptureShared>,
         sinks: Sinks,
         options: VerifierOptions,
+        results: Sender<Message>,
     ) -> Self {
         FileSystem {
             image,
@@ -71,6 +81,10 @@ impl FileSystem {
             commits: 0,
             violations: 0,
             fsid: Fsid::default(),
+            audit: options.audit,
+            attachment: 0,
+            results,
+            audit_running: false,
         }
     }
 
@@ -232,25 +246,106 @@ impl FileSystem {
         self.fsid = Fsid(geometry.fsid);
         self.commits = 0;
         self.violations = 0;
+        self.attachment += 1;
         self.publish_regions();
-        let cache = Arc::clone(&self.shared.cache);
-        let survey = self.verifier.survey(cache.as_ref());
+        let (counts, violations, report) = match self.audit {
+            AuditMode::Before => self.audit_now(geometry),
+            AuditMode::Off | AuditMode::Background => {
+                let cache = Arc::clone(&self.shared.cache);
+                let survey = self.verifier.survey(cache.as_ref());
+                let counts = survey.as_ref().map(|survey| (survey.extents, survey.tree_blocks));
+                (counts, survey.map_or_else(Vec::new, |survey| survey.violations), None)
+            }
+        };
         let attach = Attach {
             fsid: self.fsid,
             generation,
             nodesize: geometry.nodesize,
             csum: geometry.csum.name(),
             gaps: self.verifier.coverage().gaps.clone(),
-            counts: survey.as_ref().map(|survey| (survey.extents, survey.tree_blocks)),
+            counts,
             elapsed: started.elapsed(),
             reason,
         };
         self.sinks.emit(&Event::Attach(&attach));
-        for violation in survey.iter().flat_map(|survey| &survey.violations) {
-            self.violations += 1;
-            self.summary.violations += 1;
-            self.sinks.emit(&Event::Violation { fsid: self.fsid, generation, origin: "attach", violation });
+        violations.iter().for_each(|violation| self.old_damage(violation));
+        if let Some(report) = report {
+            self.take_audit(report);
         }
+        if self.audit == AuditMode::Background {
+            self.audit_in_background();
+        }
+    }
+
+    fn audit_now(
+        &mut self,
+        geometry: &shadow::Geometry,
+    ) -> (Option<(u64, u64)>, Vec<shadow::Violation>, Option<AuditReport>) {
+        let Some(snapshot) = self.verifier.snapshot().filter(|_| self.verifier.coverage().is_whole()) else {
+            return (None, Vec::new(), None);
+        };
+        let report = audit(snapshot, &ImageSource::new(Arc::clone(&self.image), geometry), &NoProgress);
+        (Some((report.extents, report.tree_blocks)), Vec::new(), Some(report))
+    }
+
+    fn audit_in_background(&mut self) {
+        let Some(snapshot) = self.verifier.snapshot().filter(|_| self.verifier.coverage().is_whole()) else {
+            return;
+        };
+        let results = self.results.clone();
+        if self.audit_running {
+            return self.notice("no audit: that of the file system before is still running");
+        }
+        match background::spawn(&self.shared, snapshot.clone(), self.attachment, results) {
+            Ok(()) => self.audit_running = true,
+            Err(error) => {
+                self.summary.unverified += 1;
+                self.notice(&format!("no audit: {error}"));
+            }
+        }
+    }
+
+    /// Whether an audit in the background is not done yet.
+    #[must_use]
+    pub fn audit_pending(&self) -> bool {
+        self.audit_running
+    }
+
+    /// An audit in the background is done.
+    pub fn audited(&mut self, audited: Audited) {
+        self.audit_running = false;
+        if audited.attachment != self.attachment || self.verifier.snapshot().is_none() {
+            return;
+        }
+        match audited.report {
+            Some(report) => self.take_audit(report),
+            None => {
+                self.summary.unverified += 1;
+                self.notice("the audit was given up: the guest overwrote more than can be kept meanwhile");
+            }
+        }
+    }
+
+    /// Damage that was there before: reported once, and told apart from new damage from now on.
+    fn take_audit(&mut self, report: AuditReport) {
+        let AuditReport { violations, unknown, residuals, extents, .. } = report;
+        let found = violations.iter().filter(|violation| !self.verifier.knows_damage(violation.bytenr));
+        let found: Vec<_> = found.cloned().collect();
+        found.iter().for_each(|violation| self.old_damage(violation));
+        for reason in &unknown {
+            self.summary.unverified += 1;
+            self.notice(&format!("not verified: {reason}"));
+        }
+        self.verifier.know_damage(residuals);
+        let verdict = if found.is_empty() && unknown.is_empty() { "clean" } else { "damage is listed above" };
+        self.notice(&format!("audit of {extents} extents: {verdict}"));
+    }
+
+    fn old_damage(&mut self, violation: &shadow::Violation) {
+        let generation = self.verifier.snapshot().map_or(0, |snapshot| snapshot.generation);
+        self.violations += 1;
+        self.summary.violations += 1;
+        self.sinks.emit(&Event::Violation { fsid: self.fsid, generation, origin: "attach", violation });
     }
 
     fn not_attached(&mut self, error: &AttachError) {
