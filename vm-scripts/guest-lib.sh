@@ -18,8 +18,9 @@ fail() {
     exit 1
 }
 quietly() {
-    "$@" >/tmp/quietly.$$ 2>&1 || {
-        cat /tmp/quietly.$$
+    local said
+    said=$("$@" 2>&1) || {
+        echo "$said"
         fail "$*"
     }
 }
@@ -80,6 +81,11 @@ many_small_files() {
         echo "$1 $n" >"$1/one of many small files, with a name that is long enough to count, number $n"
         n=$((n + 1))
     done
+}
+
+# Not every backend offers discard.
+trim() {
+    [ "$(cat "/sys/block/${DISK##*/}/queue/discard_max_bytes")" -eq 0 ] || quietly fstrim /mnt
 }
 
 commit_now() { quietly btrfs filesystem sync /mnt; }

@@ -143,7 +143,7 @@ one_intervention() {
     5) quietly btrfs filesystem defragment -r -clzo /mnt/w1/d0 ;;
     6) quietly btrfs quota enable /mnt ;;
     7) quietly btrfs quota disable /mnt ;;
-    8) quietly fstrim /mnt ;;
+    8) trim ;;
     9) fsfreeze --freeze /mnt && fsfreeze --unfreeze /mnt ;;
     10) rnd 3 && remount_with_compression "$R" ;;
     11) wait_for_deletions ;;

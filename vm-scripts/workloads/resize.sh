@@ -33,7 +33,7 @@ while [ $round -le "$ROUNDS" ]; do
     resize +$((size / 10))
     unchanged "/mnt/d$round" "$round"
     [ $round -eq 1 ] || rm -r "/mnt/d$((round - 1))"
-    fstrim /mnt
+    trim
     resize $((size * 5 / 10))
     churn /mnt/work
     resize max
