@@ -76,8 +76,15 @@ install_packages() {
     command -v apt-get >/dev/null || die "missing packages: ${missing[*]} (no apt-get here to install them)"
     update_package_lists
     say "installing ${missing[*]}"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2 ||
+    # Its hundreds of lines are of interest only if it fails.
+    local log
+    log=$(mktemp)
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$log" 2>&1 || {
+        tail -n 20 "$log" >&2
+        rm -f "$log"
         die "could not install: ${missing[*]}"
+    }
+    rm -f "$log"
 }
 
 # version_at_least HAVE WANT
@@ -96,7 +103,8 @@ rust_new_enough() {
 
 # Debian 12's own cargo is too old; the compiler it keeps for browsers (cargo-web, rustc-web) is not.
 ensure_rust() {
-    install_packages gcc libc6-dev
+    # Certificates: cargo fetches crates over HTTPS.
+    install_packages gcc libc6-dev ca-certificates
     rust_new_enough && return 0
     install_packages cargo-web rustc-web
     hash -r
