@@ -247,6 +247,17 @@ fn root_item(found: &ItemRef) -> Option<(RootId, Result<RootItem, Box<Violation>
     Some((id, parsed))
 }
 
+/// A device of `len` bytes that is smaller than its super block says: the image was cut off.
+#[must_use]
+pub fn device_too_small(snapshot: &Snapshot, len: u64) -> Option<Violation> {
+    let total = snapshot.super_view()?.dev_item().total_bytes;
+    (total > len).then(|| {
+        let devid = snapshot.geometry.devid;
+        let message = format!("devid {devid} total_bytes {total}, but the device has only {len} bytes");
+        Violation::new(Code::SpaceDeviceTooSmall, 0, 0, message).with_worth(total, len)
+    })
+}
+
 /// Largest extent tree that is read as a whole at attach, in bytes of tree blocks: about a million extents. Beyond
 /// it attaching would be noticed.
 pub const SURVEY_LIMIT: u64 = 64 << 20;

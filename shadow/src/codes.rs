@@ -145,6 +145,8 @@ codes! {
     TreeSuperBlock "tree/super-block" Error
         "a super block that contradicts itself";
 
+    SpaceDeviceTooSmall "space/device-too-small" Error
+        "a device that is smaller than the file system on it takes it to be";
     SpaceBlockGroupOverlap "space/block-group-overlap" Error
         "an extent that crosses the edge of a block group that was removed";
     SpaceBlockGroupNotEmpty "space/block-group-not-empty" Error

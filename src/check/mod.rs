@@ -76,7 +76,7 @@ fn check_image(path: &Path, options: &Check, sinks: &mut Sinks) -> Result<u8> {
         reason: "check",
     }));
     let mut unknown = report.unknown;
-    let mut violations = Vec::new();
+    let mut violations = Vec::from_iter(attach::device_too_small(&opened.snapshot, image.len()));
     for problem in opened.problems {
         match problem {
             shadow::forest::BlockProblem::Violation(violation) => violations.push(*violation),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use parser::SuperBlock;
-use shadow::attach::AttachError;
+use shadow::attach::{self, AttachError};
 use shadow::classify::ReattachReason;
 use shadow::{CommitReport, SuperChange, Verdict, Verifier, classify};
 
@@ -268,7 +268,9 @@ impl FileSystem {
             reason,
         };
         self.sinks.emit(&Event::Attach(&attach));
-        violations.iter().for_each(|violation| self.old_damage(violation));
+        let snapshot = self.verifier.snapshot();
+        let cut_off = snapshot.and_then(|snapshot| attach::device_too_small(snapshot, self.image.len()));
+        cut_off.iter().chain(&violations).for_each(|violation| self.old_damage(violation));
         if let Some(report) = report {
             self.take_audit(report);
         }

@@ -1,0 +1,3 @@
+//! Whole commits.
+
+mod clean;

@@ -1,0 +1,15 @@
+//! An in-memory btrfs for tests: tree blocks from lists of items, commits with every backref computed by a model of
+//! its own, and the same model over the bytes that were written.
+
+pub mod bytes;
+pub mod image;
+pub mod layout;
+pub mod model;
+pub mod rig;
+pub mod world;
+
+pub use bytes::{BlockSpec, ChunkSpec, Config, Content, Items, Ptr, RootSpec};
+pub use image::Image;
+pub use model::{Extent, Holder};
+pub use rig::Rig;
+pub use world::{Fault, World, tree};
