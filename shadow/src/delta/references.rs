@@ -158,6 +158,9 @@ impl<'a, 'r> Walk<'a, 'r> {
     fn roots(&mut self) {
         let old = root_edges(&self.inputs.old);
         let new = root_edges(&self.inputs.new);
+        // In a chunk that took the place of another, the same address is another block.
+        let replaced = self.inputs.replaced;
+        let same_root = |a: &Edge, b: &Edge| same_root(a, b) && !replaced.contains(a.bytenr);
         for (id, edge) in &new {
             let before = old.get(id);
             if before.is_none_or(|before| !same_root(before, edge)) {
