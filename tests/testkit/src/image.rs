@@ -118,8 +118,13 @@ impl Image {
         self.command(script).spawn().expect("unshare(1) and sh")
     }
 
+    /// Options of `mount`.
+    pub(crate) fn mount_options(&self) -> &str {
+        &self.mount
+    }
+
     /// Where the image is mounted, as seen by the script.
-    fn mount_point(&self) -> PathBuf {
+    pub(crate) fn mount_point(&self) -> PathBuf {
         self.dir.path().join("mnt")
     }
 

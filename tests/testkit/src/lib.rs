@@ -6,7 +6,9 @@
 pub mod corpus;
 pub mod image;
 pub mod live;
+pub mod session;
 pub mod tool;
 pub mod workload;
 
 pub use image::{Image, Spec};
+pub use session::Session;

@@ -1,19 +1,17 @@
-//! Copies of an image taken while it is mounted and busy: what a power cut would leave.
+//! Images that are mounted and busy, seen as a power cut would leave them.
 //!
-//! The committed trees stay whole on the disk until the next super block write has returned. A copy during which the
-//! super block did not change therefore holds one whole commit, plus blocks of the transaction that was running.
+//! The committed trees stay whole on the disk until the next super block write has returned. Whatever is read while
+//! the super block stays the same therefore belongs to one whole commit, plus blocks of the transaction that is running.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Child;
 
-use crate::image::copy_sparse;
-
 /// Place and length of the primary super block on a device.
 const SUPER_BLOCK: (u64, usize) = (64 << 10, 4096);
 
-/// The primary super block of an image.
+/// The primary super block of an image, to be compared before and after.
 ///
 /// # Panics
 /// When the image cannot be read.
@@ -23,14 +21,6 @@ pub fn super_block(image: &Path) -> Vec<u8> {
     let file = File::open(image).expect("the image");
     file.read_exact_at(&mut bytes, SUPER_BLOCK.0).expect("a super block");
     bytes
-}
-
-/// Copies the image once. `false` when a super block was written meanwhile, so that the copy is of no use.
-#[must_use]
-pub fn copy(image: &Path, to: &Path) -> bool {
-    let before = super_block(image);
-    copy_sparse(image, to);
-    before == super_block(image) && before == super_block(to)
 }
 
 /// Waits for the end of a script started with [`crate::Image::start`].

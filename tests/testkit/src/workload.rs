@@ -35,6 +35,7 @@ pub fn mixed(snapshots: u32) -> String {
         btrfs -q subvolume delete -c base
         btrfs subvolume sync . > /dev/null
         for i in $(seq 60); do echo $i > nested/more$i; done
+        for i in $(seq 40); do head -c 8192 /dev/urandom > d/gap$i; done; sync; rm d/gap*[02468]; sync
         for i in $(seq 90); do cp --reflink=always snap2/holes d/holes$i; done; cp snap2/zip e/
         cp --reflink=always snap2/reflink1 f/hole; sync
         "#
