@@ -66,8 +66,8 @@ fn merge(finding: Finding, of_record: Vec<Violation>) -> Violation {
 fn fold_full_backref(findings: Vec<Finding>, new: &Forest<'_>) -> (Vec<Violation>, Vec<Finding>) {
     let mut suspects: HashMap<u64, Vec<usize>> = HashMap::new();
     for (index, finding) in findings.iter().enumerate() {
-        if let Some((holder, _)) = flag_suspect(finding) {
-            suspects.entry(holder).or_default().push(index);
+        if let Some(suspect) = flag_suspect(finding) {
+            suspects.entry(suspect.holder).or_default().push(index);
         }
     }
     suspects.retain(|_, indices| indices.len() >= COMMON_CAUSE);
@@ -77,15 +77,16 @@ fn fold_full_backref(findings: Vec<Finding>, new: &Forest<'_>) -> (Vec<Violation
     holders.sort_unstable();
     for (holder, indices) in holders {
         let indices: Vec<usize> = indices.into_iter().filter(|&index| !explained[index]).collect();
-        let Some((first, set)) = indices.first().and_then(|&index| {
+        let Some((first, suspect)) = indices.first().and_then(|&index| {
             let finding = &findings[index];
-            flag_suspect(finding).map(|(_, set)| (finding, set))
+            flag_suspect(finding).map(|suspect| (finding, suspect))
         }) else {
             continue;
         };
-        if !owner_matches(holder, first, new) {
+        if owner(holder, new) != Some(suspect.root) {
             continue;
         }
+        let set = suspect.set;
         let (says, should) = if set { ("is set", "clear") } else { ("is clear", "set") };
         let message = format!(
             "bad full backref, on [{holder}]: FULL_BACKREF {says}, but the backrefs of {} extents that block \
@@ -103,31 +104,37 @@ fn fold_full_backref(findings: Vec<Finding>, new: &Forest<'_>) -> (Vec<Violation
     (flags, rest)
 }
 
-/// The block whose flag would explain the finding, and whether the flag is set.
-fn flag_suspect(finding: &Finding) -> Option<(u64, bool)> {
-    let [one, other] = finding.differences.as_slice() else { return None };
-    if !finding.refused.is_empty() {
-        return None;
-    }
-    let (missing, stale) = match (one.held > one.recorded, other.held > other.recorded) {
-        (true, false) => (one, other),
-        (false, true) => (other, one),
+/// A block whose flag would explain a finding.
+struct FlagSuspect {
+    holder: u64,
+    /// Whether its flag is set.
+    set: bool,
+    /// The root that the other backref names: the block's owner, if it is to blame.
+    root: u64,
+}
+
+fn flag_suspect(finding: &Finding) -> Option<FlagSuspect> {
+    let (missing, stale) = match (finding.refused.as_slice(), finding.differences.as_slice()) {
+        ([], [one, other]) if one.held > one.recorded && other.held < other.recorded => (one.key, other.key),
+        ([], [one, other]) if one.held < one.recorded && other.held > other.recorded => (other.key, one.key),
+        // With the flag clear the block's pointer looks like the one that its owner's copy of it holds rightly.
+        ([refused], [stale]) if refused.code == Code::RefDuplicateTreeRef && stale.held < stale.recorded => {
+            (refused.key?, stale.key)
+        }
         _ => return None,
     };
-    match (missing.key.parent, stale.key.parent) {
-        (parent, 0) if parent != 0 => Some((parent, true)),
-        (0, parent) if parent != 0 => Some((parent, false)),
+    match (missing.parent, stale.parent) {
+        (holder, 0) if holder != 0 => Some(FlagSuspect { holder, set: true, root: stale.root }),
+        (0, holder) if holder != 0 => Some(FlagSuspect { holder, set: false, root: missing.root }),
         _ => None,
     }
 }
 
-/// Whether the other backref names the owner of the block under suspicion.
-fn owner_matches(holder: u64, finding: &Finding, new: &Forest<'_>) -> bool {
-    let nodesize = new.nodesize();
-    let Ok(mut places) = new.snapshot.chunks.copies(holder, nodesize) else { return false };
-    let owner = places.find_map(|place| {
+/// Owner of a tree block of the new forest.
+fn owner(bytenr: u64, new: &Forest<'_>) -> Option<u64> {
+    let mut places = new.snapshot.chunks.copies(bytenr, new.nodesize()).ok()?;
+    places.find_map(|place| {
         let block = new.source.read(place).ok()?;
         Header::parse(block.bytes()).ok().map(|header| header.owner())
-    });
-    finding.differences.iter().any(|d| d.key.parent == 0 && Some(d.key.root) == owner)
+    })
 }
