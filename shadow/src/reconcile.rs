@@ -1,6 +1,7 @@
 //! Puts the two sources against each other, extent by extent: the references drive ref-verify's state machine, and
 //! what comes out must be what the new extent tree records.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::codes::Code;
@@ -78,7 +79,7 @@ pub fn reconcile(
     let differences = differences(shadow.entry(bytenr), &touched);
     let news: Vec<Difference> =
         differences.iter().filter(|found| !is_known(found, &known)).copied().collect();
-    let residual = residual(&differences);
+    let residual = remaining(&touched, &known);
     if !residual.is_empty() {
         residuals.insert(bytenr, residual);
     }
@@ -212,6 +213,29 @@ fn is_known(difference: &Difference, known: &[(RefKey, i64)]) -> bool {
     known
         .iter()
         .any(|(key, more)| *key == difference.key && more.signum() == now.signum() && more.abs() >= now.abs())
+}
+
+/// By how much references and record differ after the commit. Reckoned without the state machine: what it refuses to
+/// do, the trees have done all the same.
+fn remaining(touched: &Touched, known: &[(RefKey, i64)]) -> Vec<(RefKey, i64)> {
+    let mut held: BTreeMap<RefKey, i64> = BTreeMap::new();
+    let mut count = |key: RefKey, more: i64| {
+        let held = held.entry(key).or_default();
+        *held = held.saturating_add(more);
+    };
+    let recorded = |record: &Option<Rc<ExtentRecord>>| {
+        let backrefs = record.as_ref().map(|record| record.backrefs.clone());
+        backrefs.into_iter().flatten().map(|backref| (backref.key, signed(backref.count)))
+    };
+    recorded(&touched.old).for_each(|(key, more)| count(key, more));
+    known.iter().for_each(|(key, more)| count(*key, *more));
+    touched.changes.iter().for_each(|(key, change)| count(*key, change.net));
+    held.values_mut().for_each(|held| *held = (*held).max(0));
+    for (key, recorded) in recorded(&touched.new) {
+        let held = held.entry(key).or_default();
+        *held = held.saturating_sub(recorded);
+    }
+    held.into_iter().filter(|(_, more)| *more != 0).collect()
 }
 
 fn residual(differences: &[Difference]) -> Vec<(RefKey, i64)> {
