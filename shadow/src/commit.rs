@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use hashbrown::HashSet;
 use parser::SuperBlock;
 
+use crate::Code;
 use crate::attach::{self, AttachError, Coverage};
 use crate::delta::extents::{ExtentChange, ExtentDelta, Records, extent_delta};
 use crate::delta::references::{
@@ -125,7 +126,9 @@ pub struct Verifier {
     shadow: Shadow,
     residuals: Residuals,
     log_blocks: HashSet<u64>,
-    reported: HashSet<(crate::Code, u64, Option<u64>)>,
+    reported: HashSet<(Code, u64, Option<u64>)>,
+    /// Extents about which something was reported: a repair may change them as nothing else may.
+    suspects: HashSet<u64>,
 }
 
 impl Verifier {
@@ -139,6 +142,7 @@ impl Verifier {
             residuals: Residuals::new(),
             log_blocks: HashSet::new(),
             reported: HashSet::new(),
+            suspects: HashSet::new(),
         }
     }
 
@@ -186,6 +190,7 @@ impl Verifier {
         self.residuals.clear();
         self.log_blocks.clear();
         self.reported.clear();
+        self.suspects.clear();
     }
 
     /// Takes up damage that was there at attach, so that only what is added to it is reported. What commits have
@@ -235,6 +240,10 @@ impl Verifier {
         if self.coverage.is_whole() {
             self.verify(&mut report, Forest::new(&old, source), Forest::new(&new, source));
         }
+        if self.suspects.len() >= DAMAGE_MEMORY {
+            self.suspects.clear();
+        }
+        self.suspects.extend(report.violations.iter().map(|found| found.bytenr));
         self.coverage = Coverage::new(&new.geometry);
         self.snapshot = Some(new);
         report
@@ -263,7 +272,7 @@ impl Verifier {
     fn note_attach_error(&mut self, report: &mut CommitReport, error: AttachError) {
         match error {
             AttachError::Tree { problems, .. } => self.note_problems(report, problems),
-            error => report.push(Violation::new(crate::Code::TreeSuperBlock, 0, 4096, error.to_string())),
+            error => report.push(Violation::new(Code::TreeSuperBlock, 0, 4096, error.to_string())),
         }
     }
 
@@ -313,6 +322,11 @@ impl Verifier {
         report.blocks_born = references.born;
         let ReferenceDelta { changes, violations, mut problems, .. } = references;
         let mut record_violations = std::mem::take(&mut extents.violations);
+        let is_reported = |bytenr: u64| {
+            self.suspects.contains(&bytenr) || violations.iter().any(|found| found.bytenr == bytenr)
+        };
+        record_violations
+            .extend(unlike_before(&extents, &replaced).filter(|found| !is_reported(found.bytenr)));
         violations.into_iter().for_each(|violation| report.push(violation));
         problems.append(&mut extents.problems);
         if problems.is_empty() {
@@ -409,6 +423,35 @@ fn touched<'a>(
         all.insert(id, Touched { id, old, new, changes: keys });
     }
     all.into_values().collect()
+}
+
+/// Extents that are in both commits, at the same address, and yet are not the same: freed and allocated again in one
+/// transaction, which pins what it frees, or an item that was overwritten.
+fn unlike_before(extents: &ExtentDelta, replaced: &ReplacedRanges) -> impl Iterator<Item = Violation> {
+    let both = extents.changes.values().filter_map(|change| change.old.as_deref().zip(change.new.as_deref()));
+    both.filter(|(old, _)| !replaced.contains(old.bytenr)).filter_map(|(old, new)| {
+        let (bytenr, len) = (new.bytenr, new.len);
+        if old.generation != new.generation {
+            let (code, what) = if old.metadata() && new.metadata() {
+                (Code::RefExtentGeneration, "invalid generation for extent")
+            } else {
+                (Code::RefReallocated, "re-allocated a block that still has references to it!")
+            };
+            let message = format!(
+                "{what} [{bytenr} {len}]: its item names generation {}, before this commit it was {} (leaf {} slot {})",
+                new.generation, old.generation, new.site.block, new.site.slot
+            );
+            Some(Violation::new(code, bytenr, len, message).with_worth(old.generation, new.generation))
+        } else if old.len != new.len && !old.metadata() && !new.metadata() {
+            let message = format!(
+                "data extent[{bytenr}, {len}] size mismatch: before this commit it was {} (leaf {} slot {})",
+                old.len, new.site.block, new.site.slot
+            );
+            Some(Violation::new(Code::RefExtentLength, bytenr, len, message).with_worth(old.len, len))
+        } else {
+            None
+        }
+    })
 }
 
 fn count_actions(extents: &ExtentDelta) -> ActionCounts {
