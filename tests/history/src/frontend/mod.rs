@@ -1,0 +1,92 @@
+//! The host kernel's way to the disk: btrfs, a loop device, one FUSE file, the tap, the image.
+//!
+//! Everything that is mounted or attached is taken down by guards; where the process is killed, by a shell that
+//! outlives it.
+
+pub mod fuse;
+mod gate;
+mod loopdev;
+mod reaper;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use btrfs_shadow::tap::Tap;
+
+pub use gate::{Cut, Gate};
+pub use loopdev::LoopDevice;
+use reaper::Reaper;
+
+/// A block device of the host kernel whose requests go through a tap.
+pub struct Frontend {
+    // In the order in which they are to be taken down.
+    device: Option<LoopDevice>,
+    session: Option<fuser::BackgroundSession>,
+    _reaper: Reaper,
+    fuse_file: PathBuf,
+    mount_point: PathBuf,
+    /// The image behind it.
+    pub image: Arc<Gate>,
+}
+
+impl Frontend {
+    /// Sets up the device, in directories made under `dir`.
+    ///
+    /// # Errors
+    /// When FUSE or loop devices can't be used here.
+    pub fn new(dir: &Path, image: Arc<Gate>, tap: Arc<dyn Tap>) -> Result<Self> {
+        let fuse_dir = dir.join("fuse");
+        let mount_point = dir.join("mnt");
+        for path in [&fuse_dir, &mount_point] {
+            std::fs::create_dir_all(path).with_context(|| format!("can't make {}", path.display()))?;
+        }
+        let reaper = Reaper::start(&fuse_dir, &mount_point)?;
+        let session = fuse::mount(Arc::clone(&image), tap, &fuse_dir).context("can't mount FUSE")?;
+        let fuse_file = fuse_dir.join(fuse::NAME);
+        let (device, session) = (None, Some(session));
+        let mut frontend = Frontend { device, session, _reaper: reaper, fuse_file, mount_point, image };
+        frontend.attach()?;
+        Ok(frontend)
+    }
+
+    /// Gives the loop device up, and with it all that the kernel keeps about the disk.
+    pub fn detach(&mut self) {
+        self.device = None;
+    }
+
+    /// Attaches a loop device again.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn attach(&mut self) -> Result<()> {
+        self.device = Some(LoopDevice::attach(&self.fuse_file)?);
+        Ok(())
+    }
+
+    /// Path of the block device.
+    ///
+    /// # Panics
+    /// Between [`Frontend::detach`] and [`Frontend::attach`].
+    #[must_use]
+    pub fn device(&self) -> &Path {
+        self.device.as_ref().expect("attached").path()
+    }
+
+    /// A directory to mount the file system at.
+    #[must_use]
+    pub fn mount_point(&self) -> &Path {
+        &self.mount_point
+    }
+}
+
+impl Drop for Frontend {
+    fn drop(&mut self) {
+        drop(self.device.take());
+        if let Some(session) = self.session.take()
+            && let Err(error) = session.umount_and_join()
+        {
+            eprintln!("history: unmounting FUSE: {error}");
+        }
+    }
+}

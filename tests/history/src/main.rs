@@ -1,0 +1,156 @@
+//! `history`: runs histories on the host's kernel, or serves a disk to a guest with the oracle at every commit.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+use history::kinds::{self, Kind};
+use history::run::{self, Outcome, Plan};
+use history::serve;
+use history::witness::Totals;
+use tracing_subscriber::EnvFilter;
+
+/// Histories of real kernels, every commit of them verified and compared with the oracle.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run histories on the host's kernel (as root: FUSE, a loop device, a mount)
+    Run(Run),
+    /// Serve a disk to a guest, as `btrfs-shadow serve` does
+    Serve(Serve),
+    /// List the kinds
+    Kinds,
+}
+
+#[derive(Args)]
+struct Run {
+    /// Kind of history, or all
+    #[arg(long, default_value = "all")]
+    kind: String,
+    /// Seed of all choices
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Transaction commits of each history
+    #[arg(long, default_value_t = 200)]
+    commits: u64,
+    /// Seconds after which a history ends, whatever it has reached
+    #[arg(long, default_value_t = 600)]
+    seconds: u64,
+    /// Directory for images, events and logs
+    #[arg(long)]
+    dir: PathBuf,
+    /// Size of the image in MiB
+    #[arg(long, default_value_t = 2048)]
+    size: u64,
+    /// Arguments of mkfs.btrfs, in place of chosen ones
+    #[arg(long, allow_hyphen_values = true)]
+    mkfs: Option<String>,
+    /// Mount options, in place of chosen ones
+    #[arg(long)]
+    mount: Option<String>,
+    /// Keep images and events of histories without a finding, too
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(Args)]
+struct Serve {
+    /// Image to serve
+    #[arg(long)]
+    blk_file: PathBuf,
+    /// Socket to listen on
+    #[arg(long)]
+    socket: PathBuf,
+    /// Directory for events and logs
+    #[arg(long)]
+    dir: PathBuf,
+    /// Name of this run in the table
+    #[arg(long, default_value = "guest")]
+    label: String,
+    /// Go on when the guest disconnects, until a signal comes
+    #[arg(long)]
+    many: bool,
+}
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("BTRFS_SHADOW_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let result = match Cli::parse().command {
+        Command::Run(options) => run_all(&options),
+        Command::Serve(options) => serve_one(&options),
+        Command::Kinds => {
+            kinds::ALL.iter().for_each(|kind| println!("{:12} {}", kind.name, kind.about));
+            Ok(true)
+        }
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("history: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether there was nothing to find.
+fn run_all(options: &Run) -> Result<bool> {
+    let chosen: Vec<&Kind> = match options.kind.as_str() {
+        "all" => kinds::ALL.iter().collect(),
+        names => {
+            let find =
+                |name| kinds::by_name(name).with_context(|| format!("no kind {name}: see history kinds"));
+            names.split(',').map(find).collect::<Result<_>>()?
+        }
+    };
+    let mut is_clean = true;
+    for kind in chosen {
+        let dir = options.dir.join(format!("{}-{}", kind.name, options.seed));
+        let plan = Plan {
+            seed: options.seed,
+            commits: options.commits,
+            most: Duration::from_secs(options.seconds),
+            dir: dir.clone(),
+            size: options.size << 20,
+            mkfs: options.mkfs.clone(),
+            mount: options.mount.clone(),
+        };
+        let Outcome { totals, failure, about, elapsed } = run::run(kind, &plan)?;
+        print_row("host", kind.name, &totals, failure.is_some(), elapsed.as_secs());
+        if let Some(failure) = failure {
+            is_clean = false;
+            eprintln!("FAILED: {about}\n{failure}\nkept: {}", dir.display());
+        } else if !options.keep {
+            std::fs::remove_dir_all(&dir)?;
+        }
+    }
+    Ok(is_clean)
+}
+
+fn serve_one(options: &Serve) -> Result<bool> {
+    let started = std::time::Instant::now();
+    let (totals, failure) =
+        serve::serve(&options.blk_file, options.socket.clone(), &options.dir, !options.many)?;
+    let (kernel, kind) = options.label.split_once('/').unwrap_or(("guest", &options.label));
+    print_row(kernel, kind, &totals, failure.is_some(), started.elapsed().as_secs());
+    Ok(failure.is_none())
+}
+
+/// One row of the table, its columns between tabs.
+fn print_row(kernel: &str, kind: &str, totals: &Totals, has_failed: bool, seconds: u64) {
+    let verdict = if has_failed { "FAILED" } else { "ok" };
+    let Totals { commits, log_commits, violations, differences, unverified, measured, .. } = totals;
+    let Totals { half_dropped, relocating, references, .. } = totals;
+    println!(
+        "{kernel}\t{kind}\t{commits}\t{log_commits}\t{violations}\t{differences}\t{unverified}\t{measured}\t\
+         {half_dropped}\t{relocating}\t{references}\t{seconds}\t{verdict}"
+    );
+}

@@ -1,0 +1,174 @@
+//! Runs one history on the host's kernel.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use btrfs_shadow::capture::{Capture, CaptureShared, Message};
+use btrfs_shadow::events::{JsonSink, Sinks};
+use btrfs_shadow::image::Image;
+use btrfs_shadow::tap::Tap;
+use btrfs_shadow::verifier::{self, AuditMode, Summary, VerifierOptions};
+
+use crossbeam_channel::Sender;
+
+use crate::frontend::{Frontend, Gate};
+use crate::kinds::Kind;
+use crate::rng::Rng;
+use crate::tool;
+use crate::witness::{Ear, Totals, Watched, Witness};
+use crate::world::World;
+
+/// Memory of capture and shadow: small enough for both limits to be reached.
+const CAPTURE_MEMORY: usize = 32 << 20;
+const SHADOW_MEMORY: usize = 8 << 20;
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Seed of all choices.
+    pub seed: u64,
+    /// Transaction commits to run for.
+    pub commits: u64,
+    /// Time after which it ends, whatever was reached.
+    pub most: Duration,
+    /// Where image, events and logs go.
+    pub dir: PathBuf,
+    /// Size of the image in bytes.
+    pub size: u64,
+    /// Arguments of mkfs.btrfs in place of chosen ones.
+    pub mkfs: Option<String>,
+    /// Mount options in place of chosen ones.
+    pub mount: Option<String>,
+}
+
+/// What came of a history.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What was seen.
+    pub totals: Totals,
+    /// Why it was stopped, if it was.
+    pub failure: Option<String>,
+    /// Arguments of mkfs.btrfs and mount options.
+    pub about: String,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// The program's own parts, put together as `serve` does it, and the witness.
+pub struct Stack {
+    /// The tap that the frontend tells about requests.
+    pub tap: Arc<dyn Tap>,
+    /// Stands beside the verifier.
+    pub witness: Arc<Witness>,
+    verifier: JoinHandle<Summary>,
+    messages: Sender<Message>,
+}
+
+impl Stack {
+    /// Starts the verifier of the image at `path`, opened as `image`; events go to `dir`.
+    ///
+    /// # Errors
+    /// When a file or a thread can't be made.
+    pub fn start(image: &Arc<dyn Image>, path: &Path, dir: &Path, about: String) -> Result<Self> {
+        let witness = Witness::new(Arc::clone(image), path, dir, about);
+        let events = dir.join("events.ndjson");
+        let file = File::create(&events).with_context(|| format!("can't make {}", events.display()))?;
+        let mut sinks = Sinks::default();
+        sinks.push(Box::new(JsonSink::new(Box::new(file), "events")));
+        sinks.push(Box::new(Ear(Arc::clone(&witness))));
+        let shared = Arc::new(CaptureShared::new(Arc::clone(image), CAPTURE_MEMORY));
+        let (sender, messages) = crossbeam_channel::unbounded();
+        let capture = Capture::new(Arc::clone(&shared), sender.clone(), None);
+        let tap: Arc<dyn Tap> = Arc::new(Watched::new(Arc::new(capture), Arc::clone(&witness)));
+        let options = VerifierOptions { shadow_memory: SHADOW_MEMORY, audit: AuditMode::Before };
+        let channel = (sender.clone(), messages);
+        let verifier = verifier::spawn(Arc::clone(image), shared, channel, sinks, options)?;
+        Ok(Stack { tap, witness, verifier, messages: sender })
+    }
+
+    /// Waits for the verifier's end. No frontend may be using the tap any more.
+    ///
+    /// # Errors
+    /// When the verifier panicked.
+    pub fn finish(self) -> Result<(Summary, Arc<Witness>)> {
+        let _ = self.messages.send(Message::Finish);
+        let Ok(summary) = self.verifier.join() else { bail!("the verifier has panicked") };
+        self.witness.write_log()?;
+        Ok((summary, self.witness))
+    }
+}
+
+/// Runs a history of `kind`. What goes wrong with the file system or the verifier is in the outcome.
+///
+/// # Errors
+/// When it can't be run.
+pub fn run(kind: &Kind, plan: &Plan) -> Result<Outcome> {
+    let started = Instant::now();
+    std::fs::create_dir_all(&plan.dir).with_context(|| format!("can't make {}", plan.dir.display()))?;
+    let mut rng = Rng::new(plan.seed);
+    let mkfs = plan.mkfs.clone().unwrap_or_else(|| (kind.mkfs)(&mut rng));
+    let options = plan.mount.clone().unwrap_or_else(|| (kind.mount)(&mut rng));
+    let path = plan.dir.join("disk.img");
+    make_image(&path, plan.size, &mkfs)?;
+    let about = format!("kind {} seed {} mkfs [{mkfs}] mount [{options}]", kind.name, plan.seed);
+    let gate = Arc::new(Gate::open(&path, kind.cuts_power)?);
+    let image: Arc<dyn Image> = Arc::clone(&gate) as Arc<dyn Image>;
+    let stack = Stack::start(&image, &path, &plan.dir, about.clone())?;
+    let (tap, witness) = (Arc::clone(&stack.tap), Arc::clone(&stack.witness));
+    tap.connected();
+    let frontend = Frontend::new(&plan.dir, gate, Arc::clone(&tap))?;
+    let world = World::new(&plan.dir, frontend, Arc::clone(&tap), witness, rng, options)?;
+    let told = live(world, kind, plan);
+    tap.disconnected();
+    drop(tap);
+    let (_, witness) = stack.finish()?;
+    let failure = witness.failure().or_else(|| told.err().map(|error| format!("{error:#}")));
+    let failure = failure.or_else(|| check(&path, &plan.dir).err().map(|error| format!("{error:#}")));
+    let outcome = Outcome { totals: witness.totals(), failure, about, elapsed: started.elapsed() };
+    if outcome.failure.is_none() && witness.totals().commits == 0 {
+        bail!("no commit was seen");
+    }
+    Ok(outcome)
+}
+
+fn make_image(path: &Path, size: u64, mkfs: &str) -> Result<()> {
+    let file = File::create(path).with_context(|| format!("can't make {}", path.display()))?;
+    file.set_len(size)?;
+    let mut arguments = vec!["-q", "-f"];
+    arguments.extend(mkfs.split_whitespace());
+    arguments.push(tool::utf8(path)?);
+    tool::stdout("mkfs.btrfs", &arguments)?;
+    Ok(())
+}
+
+/// From the first mount to the last unmount.
+fn live(mut world: World, kind: &Kind, plan: &Plan) -> Result<()> {
+    let deadline = Instant::now() + plan.most;
+    world.mount()?;
+    (kind.setup)(&mut world)?;
+    while world.totals().commits < plan.commits && Instant::now() < deadline {
+        world.is_well()?;
+        world.steps += 1;
+        let outcome = (kind.step)(&mut world);
+        world.is_well()?;
+        outcome?;
+    }
+    world.unmount()?;
+    world.is_well()
+}
+
+/// Asks `btrfs check`, too.
+fn check(image: &Path, dir: &Path) -> Result<()> {
+    let output = tool::output("btrfs", &["check", "--force", "--readonly", tool::utf8(image)?])?;
+    let mut text = output.stdout;
+    text.extend_from_slice(&output.stderr);
+    std::fs::write(dir.join("check.txt"), &text)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    bail!("btrfs check finds errors: see check.txt")
+}
