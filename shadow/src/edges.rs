@@ -2,7 +2,7 @@
 //! the FULL_BACKREF flag of its extent item, who owns it, and how far deletion of its subvolume has come.
 
 use parser::key::item;
-use parser::{Block, FileExtent};
+use parser::{Block, FileExtent, Key};
 
 use crate::codes::Code;
 use crate::forest::Expect;
@@ -24,6 +24,8 @@ pub enum Target {
 /// One reference held by one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Edge {
+    /// Key of the item or pointer that holds it; the smallest key for a root.
+    pub item: Key,
     /// Logical address of the extent.
     pub bytenr: u64,
     /// How the extent tree must record it.
@@ -32,6 +34,19 @@ pub struct Edge {
     pub target: Target,
     /// Who holds it.
     pub site: Site,
+}
+
+impl Edge {
+    /// Whether two edges are one and the same reference, whoever holds it: dropping one and adding the other changes
+    /// nothing.
+    #[must_use]
+    pub fn is_same_reference(&self, other: &Edge) -> bool {
+        let target = |edge: &Edge| match edge.target {
+            Target::Tree(expect) => (expect.generation, u64::from(expect.level)),
+            Target::Data { len } => (0, len),
+        };
+        self.bytenr == other.bytenr && self.key == other.key && target(self) == target(other)
+    }
 }
 
 /// What decides how a block's references are recorded, beside the block itself.
@@ -60,7 +75,13 @@ pub fn for_each(
             let key = if form.full { RefKey::shared_tree(bytenr, level) } else { RefKey::tree(owner, level) };
             for (slot, ptr) in node.ptrs().enumerate().skip(form.first_slot) {
                 let target = Target::Tree(expect.child(&header, slot, &ptr));
-                visit(Edge { bytenr: ptr.bytenr, key, target, site: Site { block: bytenr, slot } });
+                visit(Edge {
+                    item: ptr.key,
+                    bytenr: ptr.bytenr,
+                    key,
+                    target,
+                    site: Site { block: bytenr, slot },
+                });
             }
         }
         Block::Leaf(leaf) => {
@@ -84,6 +105,7 @@ pub fn for_each(
                     RefKey::data(owner, key.objectid, key.offset.wrapping_sub(range.offset))
                 };
                 visit(Edge {
+                    item: key,
                     bytenr: range.disk_bytenr,
                     key: ref_key,
                     target: Target::Data { len: range.disk_num_bytes },

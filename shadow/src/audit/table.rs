@@ -1,10 +1,10 @@
 //! What the extent tree records, in a table.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parser::{Block, Key, ids};
 
-use crate::forest::{BlockProblem, Forest};
+use crate::forest::{BlockProblem, Expect, Forest};
 use crate::record::{ExtentRecord, RecordBuilder, RefKey, is_record_item};
 use crate::tree::Searcher;
 use crate::violation::Violation;
@@ -163,6 +163,8 @@ pub struct Table {
     lens: Vec<u64>,
     held: Vec<AtomicU64>,
     visited: Vec<AtomicU64>,
+    /// Of tree blocks: a hash of the first key that the pointers to it name; 0 until there was one.
+    first_keys: Vec<AtomicU32>,
     /// Where, in `bytenrs`, each bucket of the address space begins.
     buckets: Vec<u32>,
     bucket_shift: u32,
@@ -182,6 +184,7 @@ impl Table {
             }
         }
         table.held.resize_with(table.bytenrs.len(), AtomicU64::default);
+        table.first_keys.resize_with(table.bytenrs.len(), AtomicU32::default);
         table.visited.resize_with(table.bytenrs.len().div_ceil(64), AtomicU64::default);
         table.index();
         table
@@ -253,6 +256,20 @@ impl Table {
     pub fn visit(&self, row: usize) -> bool {
         let bit = 1 << (row % 64);
         self.visited.get(row / 64).is_some_and(|word| word.fetch_or(bit, Ordering::Relaxed) & bit == 0)
+    }
+
+    /// Whether a pointer says the same about a tree block as its record and the pointers before it. The block itself
+    /// is compared with the first one only.
+    pub fn agrees(&self, row: usize, expect: &Expect) -> bool {
+        let same_generation = self.facts(row).is_none_or(|facts| {
+            !facts.metadata() || facts.generation() == expect.generation & Facts::GENERATION_MASK
+        });
+        let (Some(key), Some(known)) = (expect.first_key, self.first_keys.get(row)) else {
+            return same_generation;
+        };
+        let hash = fingerprint(&RefKey::data(key.objectid, key.item_type.into(), key.offset)) as u32 | 1;
+        let before = known.compare_exchange(0, hash, Ordering::Relaxed, Ordering::Relaxed);
+        same_generation && before.map_or_else(|known| known == hash, |_| true)
     }
 
     /// Extents whose references and backrefs are not the same, by bytenr.

@@ -57,7 +57,7 @@ impl<'a> Walk<'a> {
     /// Where the walk begins: the roots, each with the reference to it counted.
     pub fn roots(&self) -> Vec<Expect> {
         let mut next = Vec::new();
-        for edge in root_edges(&self.forest).into_values() {
+        for edge in root_edges(&self.forest, |_, _| true).into_values() {
             self.reference(&edge, &mut next);
         }
         next
@@ -125,10 +125,16 @@ impl<'a> Walk<'a> {
             }
             None => self.unknown(edge),
         };
-        if let Target::Tree(expect) = edge.target
-            && first_visit
-        {
+        let Target::Tree(expect) = edge.target else { return };
+        if first_visit {
             next.push(expect);
+        }
+        if let (Visitor::Sum(table), Some(row)) = (&self.visitor, row)
+            && !table.agrees(row, &expect)
+            && !first_visit
+            && let Err(problem) = self.forest.read(&expect)
+        {
+            self.lock().problems.push(problem);
         }
     }
 

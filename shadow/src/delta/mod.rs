@@ -2,4 +2,5 @@
 
 pub mod extents;
 pub mod masks;
+mod pairs;
 pub mod references;

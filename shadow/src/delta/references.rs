@@ -7,19 +7,25 @@
 //! Adds come before drops: a block that moves from one parent to another must not seem dead in between. Beside
 //! births and deaths, two things change the references of a block that stays: its FULL_BACKREF flag, and the cursor
 //! of a deletion.
+//!
+//! Most blocks that are born are copies of one that dies (copy on write), and hold nearly the same references. Such
+//! pairs are compared first ([`pairs`]), so that what is in both costs nothing.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
-use parser::ids;
+use parser::{Key, RootItem, ids};
 
 use crate::codes::Code;
 use crate::delta::extents::{ExtentDelta, Records};
 use crate::delta::masks::{self, Masks};
+use crate::delta::pairs::{self, Pairs};
 use crate::edges::{self, Edge, Form, Target};
 use crate::forest::{BlockProblem, Expect, Forest, RootId};
 use crate::record::{ExtentRecord, RefKey, Site};
+use crate::source::TreeBlock;
 use crate::violation::Violation;
 
 /// An extent. Logical addresses of a removed chunk can be taken by a new one in the same transaction: then one
@@ -123,15 +129,34 @@ pub fn reference_delta(inputs: Inputs<'_, '_>) -> ReferenceDelta {
     walk.finish()
 }
 
+/// A reference that was added.
+#[derive(Debug, Clone, Copy)]
+struct Add {
+    edge: Edge,
+    /// What its pointer says of the block has been checked before.
+    checked: bool,
+}
+
+impl Add {
+    fn checked(edge: Edge) -> Self {
+        Add { edge, checked: true }
+    }
+
+    fn unchecked(edge: Edge) -> Self {
+        Add { edge, checked: false }
+    }
+}
+
 struct Walk<'a, 'r> {
     inputs: Inputs<'a, 'r>,
     old_masks: Masks,
     new_masks: Masks,
     /// Blocks that stay, whose references are already counted under their new form.
     reformed: HashSet<u64>,
+    pairs: Pairs,
     counts: HashMap<ExtentId, i64>,
     net: HashMap<(ExtentId, RefKey), NetChange>,
-    adds: Vec<Edge>,
+    adds: Vec<Add>,
     drops: Vec<Edge>,
     result: ReferenceDelta,
 }
@@ -146,6 +171,7 @@ impl<'a, 'r> Walk<'a, 'r> {
             old_masks,
             new_masks,
             reformed: HashSet::new(),
+            pairs: Pairs::default(),
             counts: HashMap::new(),
             net: HashMap::new(),
             adds: Vec::new(),
@@ -156,27 +182,58 @@ impl<'a, 'r> Walk<'a, 'r> {
 
     /// The references of super block and root items.
     fn roots(&mut self) {
-        let old = root_edges(&self.inputs.old);
-        let new = root_edges(&self.inputs.new);
         // In a chunk that took the place of another, the same address is another block.
         let replaced = self.inputs.replaced;
+        let (before, now) = (&self.inputs.old.snapshot.roots, &self.inputs.new.snapshot.roots);
+        let is_changed = |id: &RootId, item: &RootItem| {
+            before.get(id) != Some(item) || now.get(id) != Some(item) || replaced.contains(item.bytenr)
+        };
+        let old = root_edges(&self.inputs.old, is_changed);
+        let new = root_edges(&self.inputs.new, is_changed);
         let same_root = |a: &Edge, b: &Edge| same_root(a, b) && !replaced.contains(a.bytenr);
         for (id, edge) in &new {
-            let before = old.get(id);
-            if before.is_none_or(|before| !same_root(before, edge)) {
-                self.adds.push(*edge);
-            } else if before.is_some_and(|before| before != edge) {
-                // The same root block under a root item that says something else about it.
-                let Target::Tree(expect) = edge.target else { continue };
-                if let Err(problem) = self.inputs.new.read(&expect) {
-                    self.result.problems.push(problem);
+            match old.get(id) {
+                Some(before) if same_root(before, edge) => {
+                    // The same root block under a root item that says something else about it.
+                    let Target::Tree(expect) = edge.target else { continue };
+                    if before != edge
+                        && let Err(problem) = self.inputs.new.read(&expect)
+                    {
+                        self.result.problems.push(problem);
+                    }
                 }
+                Some(before) => {
+                    self.propose_pair(before, edge);
+                    self.adds.push(Add::unchecked(*edge));
+                }
+                None => self.adds.push(Add::unchecked(*edge)),
             }
         }
         for (id, edge) in &old {
             if new.get(id).is_none_or(|now| !same_root(now, edge)) {
                 self.drops.push(*edge);
             }
+        }
+    }
+
+    /// Notes that the block at `new` seems to be the copy of the one at `old`, if the extent tree says that it is
+    /// new. If it says as well that the other had a single reference and is gone, what both hold will cancel out:
+    /// should the trees say something else, one of the two is found to disagree with its record, whatever was
+    /// cancelled between them.
+    fn propose_pair(&mut self, old: &Edge, new: &Edge) {
+        let (Target::Tree(from), Target::Tree(to)) = (old.target, new.target) else { return };
+        let changes = &self.inputs.extents.changes;
+        let gone = changes.get(&old.bytenr).is_some_and(|change| {
+            change.new.is_none()
+                && change.old.as_ref().is_some_and(|record| record.refs == 1 && record.metadata())
+        });
+        let made = changes
+            .get(&new.bytenr)
+            .is_some_and(|change| change.old.is_none() && change.new.as_ref().is_some_and(|r| r.metadata()));
+        let plain =
+            |bytenr| !self.inputs.replaced.contains(bytenr) && !self.inputs.residuals.contains_key(&bytenr);
+        if from.level == to.level && made && plain(old.bytenr) && plain(new.bytenr) {
+            self.pairs.propose(from, to, gone);
         }
     }
 
@@ -216,13 +273,12 @@ impl<'a, 'r> Walk<'a, 'r> {
             self.reformed.insert(bytenr);
             let old_form = self.old_form(bytenr, Some(&old));
             let new_form = self.new_form(bytenr, Some(&new));
-            // The content is the same in both: one read serves.
-            self.push_edges(&expect, true, Some((old_form, new_form)));
+            self.push_survivor(&expect, old_form, new_form);
         }
     }
 
     fn adds(&mut self) {
-        while let Some(edge) = self.adds.pop() {
+        while let Some(Add { edge, checked }) = self.adds.pop() {
             let id = self.id_now(edge.bytenr);
             let len = match edge.target {
                 Target::Data { len } => len,
@@ -237,8 +293,8 @@ impl<'a, 'r> Walk<'a, 'r> {
                 self.counts.insert(id, count.saturating_add(1));
                 if count <= 0 {
                     self.birth(&expect);
-                } else {
-                    self.check_reallocation(id, &expect, edge.site);
+                } else if !checked {
+                    self.check_pointer(id, &expect, edge.site);
                 }
             }
         }
@@ -265,7 +321,7 @@ impl<'a, 'r> Walk<'a, 'r> {
 
     fn birth(&mut self, expect: &Expect) {
         self.result.born += 1;
-        self.push_edges(expect, true, None);
+        self.push_born(expect);
     }
 
     /// No reference to the block is left. Its own references go with it, unless the extent tree says that it is
@@ -278,41 +334,77 @@ impl<'a, 'r> Walk<'a, 'r> {
                 _ => false,
             };
         if !still_there {
-            self.push_edges(expect, false, None);
+            self.push_dead(expect);
         }
     }
 
-    /// Reads a block and pushes its references: as adds from the new forest or as drops from the old one; of a
-    /// survivor, both, under its two forms.
-    fn push_edges(&mut self, expect: &Expect, add: bool, survivor: Option<(Form, Form)>) {
-        let forest = if add && survivor.is_none() { &self.inputs.new } else { &self.inputs.old };
-        let block = match forest.read(expect) {
-            Ok(block) => block,
-            Err(problem) => return self.result.problems.push(problem),
-        };
+    /// Reads a block that was born and pushes its references; those that the block it is a copy of holds as well
+    /// are left out on both sides.
+    fn push_born(&mut self, expect: &Expect) {
+        let Some(block) = self.read(self.inputs.new, expect) else { return };
         let Some(view) = block.view() else { return };
-        if let Some((old_form, new_form)) = survivor {
-            edges::for_each(&view, expect, new_form, |edge| self.adds.push(edge));
-            edges::for_each(&view, expect, old_form, |edge| self.drops.push(edge));
-            return;
+        let record = self.new_record(expect.bytenr);
+        self.check_born_record(&view.header(), record.as_deref());
+        let form = self.new_form(expect.bytenr, record.as_deref());
+        let mut born = Vec::new();
+        let violations = edges::for_each(&view, expect, form, |edge| born.push(edge));
+        self.result.violations.extend(violations);
+        let original = self.pairs.original_of(expect.bytenr);
+        let held_before =
+            original.and_then(|original| Some((original, self.edges_before(&original.expect)?)));
+        let Some((original, held_before)) = held_before else {
+            return self.adds.extend(born.into_iter().map(Add::unchecked));
+        };
+        let compared = pairs::compare(held_before, born);
+        for (old, new) in &compared.same_place {
+            self.propose_pair(old, new);
         }
-        let bytenr = expect.bytenr;
-        if add {
-            let record = self.new_record(bytenr);
-            self.check_born_record(&view.header(), record.as_deref());
-            let form = self.new_form(bytenr, record.as_deref());
-            let violations = edges::for_each(&view, expect, form, |edge| self.adds.push(edge));
-            self.result.violations.extend(violations);
+        self.adds.extend(compared.added.into_iter().map(Add::unchecked));
+        if original.gone {
+            self.pairs.settle(original.expect.bytenr, compared.dropped);
         } else {
-            let form = if self.reformed.contains(&bytenr) {
-                let record = self.new_record(bytenr);
-                self.new_form(bytenr, record.as_deref())
-            } else {
-                let record = self.old_record(bytenr);
-                self.old_form(bytenr, record.as_deref())
-            };
-            edges::for_each(&view, expect, form, |edge| self.drops.push(edge));
+            self.adds.extend(compared.shared.into_iter().map(Add::checked));
         }
+    }
+
+    /// Pushes the references of a block that died.
+    fn push_dead(&mut self, expect: &Expect) {
+        if let Some(mut rest) = self.pairs.take_rest(expect.bytenr) {
+            return self.drops.append(&mut rest);
+        }
+        if let Some(mut held) = self.edges_before(expect) {
+            self.drops.append(&mut held);
+        }
+    }
+
+    /// Pushes the references of a block that stays, dropped under one form and added under the other.
+    fn push_survivor(&mut self, expect: &Expect, old_form: Form, new_form: Form) {
+        // The content is the same in both commits: one read serves.
+        let Some(block) = self.read(self.inputs.old, expect) else { return };
+        let Some(view) = block.view() else { return };
+        edges::for_each(&view, expect, new_form, |edge| self.adds.push(Add::checked(edge)));
+        edges::for_each(&view, expect, old_form, |edge| self.drops.push(edge));
+    }
+
+    /// What a block of the last commit holds, in the form in which it is counted now.
+    fn edges_before(&mut self, expect: &Expect) -> Option<Vec<Edge>> {
+        let block = self.read(self.inputs.old, expect)?;
+        let view = block.view()?;
+        let bytenr = expect.bytenr;
+        let form = if self.reformed.contains(&bytenr) {
+            let record = self.new_record(bytenr);
+            self.new_form(bytenr, record.as_deref())
+        } else {
+            let record = self.old_record(bytenr);
+            self.old_form(bytenr, record.as_deref())
+        };
+        let mut held = Vec::new();
+        edges::for_each(&view, expect, form, |edge| held.push(edge));
+        Some(held)
+    }
+
+    fn read(&mut self, forest: Forest<'_>, expect: &Expect) -> Option<Arc<TreeBlock>> {
+        forest.read(expect).map_err(|problem| self.result.problems.push(problem)).ok()
     }
 
     fn check_born_record(&mut self, header: &parser::Header<'_>, record: Option<&ExtentRecord>) {
@@ -341,24 +433,32 @@ impl<'a, 'r> Walk<'a, 'r> {
         }
     }
 
+    /// A pointer that is new, to a block that is not: what it says must be true of the block. A block that was
+    /// born in this commit was checked against the first pointer to it.
+    fn check_pointer(&mut self, id: ExtentId, expect: &Expect, site: Site) {
+        if !id.reborn
+            && expect.generation == self.inputs.new.snapshot.generation
+            && let Some(old) = self.old_record(id.bytenr)
+            && old.generation < expect.generation
+        {
+            return self.reallocated(&old, expect, site);
+        }
+        if let Err(problem) = self.inputs.new.read(expect) {
+            self.result.problems.push(problem);
+        }
+    }
+
     /// A pointer to a block of this transaction at an address that was taken before it: the allocator gave it out
     /// again while it was in use.
-    fn check_reallocation(&mut self, id: ExtentId, expect: &Expect, site: Site) {
-        if expect.generation != self.inputs.new.snapshot.generation || id.reborn {
-            return;
-        }
-        let Some(old) = self.old_record(id.bytenr) else { return };
-        if old.generation < expect.generation {
-            let message = format!(
-                "re-allocated a block that still has references to it! [{} {}]: block {} slot {} points to it with \
-                 generation {}, but it has been in use since generation {}",
-                id.bytenr, old.len, site.block, site.slot, expect.generation, old.generation
-            );
-            self.result.violations.push(
-                Violation::new(Code::RefReallocated, id.bytenr, old.len, message)
-                    .with_worth(old.generation, expect.generation),
-            );
-        }
+    fn reallocated(&mut self, old: &ExtentRecord, expect: &Expect, site: Site) {
+        let ExtentRecord { bytenr, len, generation, .. } = *old;
+        let message = format!(
+            "re-allocated a block that still has references to it! [{bytenr} {len}]: block {} slot {} points to it \
+             with generation {}, but it has been in use since generation {generation}",
+            site.block, site.slot, expect.generation
+        );
+        let violation = Violation::new(Code::RefReallocated, bytenr, len, message);
+        self.result.violations.push(violation.with_worth(generation, expect.generation));
     }
 
     fn finish(mut self) -> ReferenceDelta {
@@ -447,8 +547,12 @@ fn same_root(a: &Edge, b: &Edge) -> bool {
     a.bytenr == b.bytenr && a.key == b.key
 }
 
-/// The references that root items and the super block hold. Log trees and the remap tree hold none.
-pub(crate) fn root_edges(forest: &Forest<'_>) -> BTreeMap<RootId, Edge> {
+/// The references that the super block and those root items that are `wanted` hold. Log trees and the remap tree
+/// hold none.
+pub(crate) fn root_edges(
+    forest: &Forest<'_>,
+    wanted: impl Fn(&RootId, &RootItem) -> bool,
+) -> BTreeMap<RootId, Edge> {
     let mut edges = BTreeMap::new();
     let mut insert = |id: RootId, expect: Expect| {
         let key = if id.tree == ids::TREE_RELOC {
@@ -457,14 +561,17 @@ pub(crate) fn root_edges(forest: &Forest<'_>) -> BTreeMap<RootId, Edge> {
             RefKey::tree(id.tree, expect.level)
         };
         let site = Site { block: 0, slot: 0 };
-        edges.insert(id, Edge { bytenr: expect.bytenr, key, target: Target::Tree(expect), site });
+        edges.insert(
+            id,
+            Edge { item: Key::MIN, bytenr: expect.bytenr, key, target: Target::Tree(expect), site },
+        );
     };
     if let Some(superblock) = forest.snapshot.super_view() {
         insert(RootId { tree: ids::ROOT_TREE, offset: 0 }, Expect::root_tree(&superblock));
         insert(RootId { tree: ids::CHUNK_TREE, offset: 0 }, Expect::chunk_tree(&superblock));
     }
     for (id, item) in &forest.snapshot.roots {
-        if item.bytenr != 0 && holds_references(id.tree) {
+        if item.bytenr != 0 && holds_references(id.tree) && wanted(id, item) {
             insert(*id, Expect::root(*id, item));
         }
     }
