@@ -94,10 +94,11 @@ fn several_queues() {
     image.assert_checked();
 }
 
-#[test]
-fn planted_fault_is_reported_at_its_commit() {
+/// Plants a fault: exit code 1, and the first violation, with a code of one of these families, is in the commit that
+/// carries the fault.
+fn planted_fault(kind: &str, families: &[&str]) {
     let image = Image::mkfs(MIB, "");
-    let backend = Backend::start(&image, &["--once", "--plant-fault", "extent-refs"]);
+    let backend = Backend::start(&image, &["--once", "--plant-fault", kind]);
     // What the guest makes of it is its own affair.
     let (code, text) = Guest::new("6.12", "basic").env("ROUNDS=8").run(&backend);
     assert!(code.is_some_and(|code| code != 2 && code != 127), "the guest did not run:\n{text}");
@@ -105,18 +106,35 @@ fn planted_fault_is_reported_at_its_commit() {
     assert_eq!(outcome.code, Some(1), "exit code; standard error: {}", outcome.stderr);
     let fs = image.fsid();
     let first = outcome.events.violations().first().copied().expect("a violation");
-    assert!(first["code"].as_str().is_some_and(|code| code.starts_with("ref/")), "{first:#}");
+    let code = first["code"].as_str().expect("a violation has a code");
+    assert!(families.iter().any(|family| code.starts_with(family)), "not of {families:?}: {first:#}");
     assert_eq!(first["fs"], fs.as_str());
     assert!(first["bytenr"].as_u64().is_some_and(|bytenr| bytenr > 0), "{first:#}");
     let carrier = outcome
         .events
         .of_kind("commit")
-        .find(|event| event["verdict"] == "violations")
-        .expect("a commit with the verdict violations");
+        .find(|event| event["verdict"] != "clean")
+        .expect("a commit that is not clean");
+    assert_eq!(carrier["verdict"], "violations");
     assert_eq!(carrier["generation"], first["generation"]);
     // It did not switch itself off: the commits after it have their events, too.
     let last = carrier["generation"].as_u64().expect("a generation");
     assert!(outcome.events.transactions(&fs).iter().any(|generation| *generation > last));
+}
+
+#[test]
+fn wrong_reference_count_is_reported_at_its_commit() {
+    planted_fault("extent-refs", &["ref/count"]);
+}
+
+#[test]
+fn backref_of_another_root_is_reported_at_its_commit() {
+    planted_fault("backref-root", &["ref/"]);
+}
+
+#[test]
+fn lost_tree_block_is_reported_at_its_commit() {
+    planted_fault("lose-block", &["write/", "tree/"]);
 }
 
 #[test]
