@@ -275,6 +275,19 @@ layouts! {
         reserved: [U64; 8],
     }
 
+    /// `struct btrfs_inode_ref` without the name behind it
+    struct InodeRef[10] {
+        index: U64,
+        name_len: U16,
+    }
+
+    /// `struct btrfs_inode_extref` without the name behind it
+    struct InodeExtRef[18] {
+        parent_objectid: U64,
+        index: U64,
+        name_len: U16,
+    }
+
     /// `struct btrfs_root_ref` without the name behind it
     struct RootRef[18] {
         dirid: U64,

@@ -23,6 +23,7 @@ pub mod extent;
 pub mod file_extent;
 pub mod free_space;
 pub mod ids;
+pub mod inode_ref;
 pub mod key;
 pub mod layout;
 pub mod map;

@@ -14,6 +14,7 @@ use crate::delta::references::{
 use crate::fold;
 use crate::forest::{BlockProblem, Forest, Snapshot};
 use crate::log_tree;
+use crate::paths;
 use crate::reconcile::{self, Finding, Touched};
 use crate::record::ExtentRecord;
 use crate::refverify::Shadow;
@@ -22,6 +23,9 @@ use crate::violation::{Violation, Worth};
 
 /// Violations of one commit that are reported one by one; those beyond are counted.
 pub const REPORT_LIMIT: usize = 256;
+
+/// Violations of one commit for which a path is looked up, while the guest waits.
+const PATH_LIMIT: usize = 16;
 
 /// Damaged blocks that are remembered so that each is reported once.
 const DAMAGE_MEMORY: usize = 4096;
@@ -335,6 +339,9 @@ impl Verifier {
             let findings = self.reconcile_all(report, work, &replaced, new.snapshot.generation);
             for mut violation in fold::fold(findings, record_violations, &new) {
                 self.add_history(&mut violation);
+                if report.violations.len() < PATH_LIMIT {
+                    violation.path = paths::describe(&new, &violation);
+                }
                 report.push(violation);
             }
         } else {

@@ -18,6 +18,7 @@ pub mod edges;
 mod fold;
 pub mod forest;
 pub mod log_tree;
+pub mod paths;
 pub mod reconcile;
 pub mod record;
 pub mod refverify;

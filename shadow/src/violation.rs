@@ -25,6 +25,8 @@ pub struct Violation {
     pub message: String,
     /// What happened to the extent, as far as it is remembered, oldest first.
     pub history: Vec<Step>,
+    /// The file or subvolume concerned, where it is known.
+    pub path: Option<String>,
     /// Both sides of the disagreement, for people: what the shadow holds and what the extent tree records.
     pub sides: Option<Box<Sides>>,
 }
@@ -94,6 +96,7 @@ impl Violation {
             found: Worth::None,
             message: message.into(),
             history: Vec::new(),
+            path: None,
             sides: None,
         }
     }

@@ -112,6 +112,7 @@ fn violation_value(fsid: Fsid, generation: u64, origin: &str, violation: &Violat
         "expected": worth_value(&violation.expected),
         "found": worth_value(&violation.found),
         "message": violation.message,
+        "path": violation.path,
         "notes": notes,
         "history": violation.history.iter().map(step_value).collect::<Vec<_>>(),
     })

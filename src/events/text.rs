@@ -103,6 +103,9 @@ impl TextSink {
             code.name()
         )?;
         writeln!(self.out, "  {message}")?;
+        if let Some(path) = &violation.path {
+            writeln!(self.out, "  {path}")?;
+        }
         let Some(sides) = &violation.sides else { return Ok(()) };
         for note in &sides.notes {
             writeln!(self.out, "  {note}")?;

@@ -11,6 +11,7 @@ use crate::delta::references::{ExtentId, NetChange, Residuals};
 use crate::edges::Edge;
 use crate::fold;
 use crate::forest::{BlockProblem, Forest};
+use crate::paths;
 use crate::reconcile::{Finding, Touched, compare};
 use crate::record::{RefKey, Site};
 use crate::violation::Violation;
@@ -98,6 +99,9 @@ pub fn explain(
     }
     explained.violations = fold::fold(differing, record_violations, forest);
     explained.violations.extend(findings.violations);
+    for violation in &mut explained.violations {
+        violation.path = paths::describe(forest, violation);
+    }
     explained
 }
 
