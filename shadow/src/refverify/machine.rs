@@ -167,14 +167,21 @@ impl Shadow {
     /// Notes that an extent is done with for this commit; what was settled longest ago is forgotten when memory is
     /// short. Nothing is forgotten in between, so that a commit sees all it has loaded.
     pub fn settle(&mut self, bytenr: u64) {
-        self.clock += 1;
-        self.stamps.insert(bytenr, self.clock);
-        self.settled.push_back((bytenr, self.clock));
+        if self.entries.contains_key(&bytenr) {
+            self.clock += 1;
+            self.stamps.insert(bytenr, self.clock);
+            self.settled.push_back((bytenr, self.clock));
+        }
         while self.bytes > self.limit {
             let Some((oldest, stamp)) = self.settled.pop_front() else { break };
             if self.stamps.get(&oldest) == Some(&stamp) {
                 self.forget(oldest);
             }
+        }
+        // While memory is not short nothing is taken from the front: places that no longer count must not pile up.
+        if self.settled.len() > 2 * self.stamps.len() + 64 {
+            let stamps = &self.stamps;
+            self.settled.retain(|(bytenr, stamp)| stamps.get(bytenr) == Some(stamp));
         }
     }
 
@@ -324,4 +331,25 @@ fn overlaps(entry: &BlockEntry, start: u64, len: u64) -> Violation {
     let mut violation = Violation::new(Code::SpaceBlockGroupOverlap, entry.bytenr, entry.len, message);
     violation.history = entry.history().copied().collect();
     violation
+}
+
+#[cfg(test)]
+mod tests {
+    //! What only the inside shows: the queue by which entries are forgotten.
+
+    use super::*;
+
+    #[test]
+    fn the_queue_does_not_grow_while_memory_is_plenty() {
+        let mut shadow = Shadow::new(usize::MAX);
+        let key = RefKey::data(5, 257, 0);
+        let known = [(key, 1)];
+        for round in 0..10_000 {
+            shadow.adjust(4096 * (round % 10), &known);
+            shadow.settle(4096 * (round % 10));
+            shadow.settle(1 << 40);
+        }
+        assert_eq!(shadow.stamps.len(), 10);
+        assert!(shadow.settled.len() <= 2 * shadow.stamps.len() + 64);
+    }
 }
