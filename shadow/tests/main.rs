@@ -2,6 +2,7 @@
 
 mod support;
 
+mod classify;
 mod commits;
 mod machine;
 mod trees;

@@ -38,7 +38,8 @@ fn every_geometry() {
     for (n, csum) in csums.into_iter().enumerate() {
         for nodesize in [4096, 16384, 65536] {
             let odd = n % 2 == 1;
-            let config = Config { nodesize, sectorsize: 4096, csum, dup: odd, skinny: !odd, simple_quota: odd };
+            let config =
+                Config { nodesize, sectorsize: 4096, csum, dup: odd, skinny: !odd, simple_quota: odd };
             let mut rig = Rig::attach(World::new(config));
             rig.world.fill(TOP, 300, 20);
             rig.clean();
@@ -340,7 +341,10 @@ fn parts_of_an_extent() {
         let at = slot * 4096;
         // In order, in reverse (offsets differ), and all at a file offset below the offset in the extent.
         items.insert(Key::new(2000, item::EXTENT_DATA, at), bytes::file_extent(extent, 1 << 16, at, 4096));
-        items.insert(Key::new(2001, item::EXTENT_DATA, at), bytes::file_extent(extent, 1 << 16, 61440 - at, 4096));
+        items.insert(
+            Key::new(2001, item::EXTENT_DATA, at),
+            bytes::file_extent(extent, 1 << 16, 61440 - at, 4096),
+        );
     }
     rig.world.write_tree(TOP, items.clone());
     rig.clean();

@@ -1,3 +1,7 @@
 //! Whole commits.
 
+mod blocks;
 mod clean;
+mod faults;
+mod items;
+mod random;

@@ -14,6 +14,8 @@ pub struct Shape {
     pub leaf: usize,
     /// Most pointers in a node; at least 2.
     pub node: usize,
+    /// One in how many keys begins a block before it is full.
+    pub every: u64,
     /// Changes where blocks are cut.
     pub salt: u64,
     /// Keys that begin a leaf, whatever the rest says.
@@ -22,7 +24,7 @@ pub struct Shape {
 
 impl Default for Shape {
     fn default() -> Self {
-        Shape { leaf: 8, node: 5, salt: 0, cuts: BTreeSet::new() }
+        Shape { leaf: 8, node: 5, every: 4, salt: 0, cuts: BTreeSet::new() }
     }
 }
 
@@ -31,7 +33,7 @@ impl Shape {
         let mut hash = key.objectid ^ self.salt.rotate_left(17) ^ u64::from(level) << 56;
         hash = (hash ^ key.offset.rotate_left(29) ^ u64::from(key.item_type))
             .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (hash >> 40).is_multiple_of(4)
+        (hash >> 40).is_multiple_of(self.every)
     }
 }
 

@@ -5,11 +5,11 @@ pub mod bytes;
 pub mod image;
 pub mod layout;
 pub mod model;
+pub mod oracle;
 pub mod rig;
 pub mod world;
 
-pub use bytes::{BlockSpec, ChunkSpec, Config, Content, Items, Ptr, RootSpec};
-pub use image::Image;
+pub use bytes::{BlockSpec, Config, Content, Items, Ptr, RootSpec};
 pub use model::{Extent, Holder};
 pub use rig::Rig;
 pub use world::{Fault, World, tree};

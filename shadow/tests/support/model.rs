@@ -131,7 +131,7 @@ fn reach(reached: &mut BTreeSet<u64>, blocks: &Blocks<'_>, bytenr: u64) {
 }
 
 /// First slot that a half-deleted tree still holds.
-fn first_slot(block: &BlockSpec, (cursor, drop_level): (Key, u8)) -> usize {
+pub fn first_slot(block: &BlockSpec, (cursor, drop_level): (Key, u8)) -> usize {
     let ptrs = block.ptrs();
     if block.level > drop_level {
         ptrs.iter().rposition(|ptr| ptr.key <= cursor).unwrap_or(0)

@@ -5,7 +5,7 @@ use parser::key::item;
 use shadow::forest::RootId;
 use shadow::{Code, CommitReport, Verdict, Verifier};
 
-use super::bytes::{self, Config};
+use super::bytes;
 use super::world::{Fault, World};
 
 /// A world whose every commit is verified.
@@ -21,11 +21,6 @@ impl Rig {
         let mut verifier = Verifier::new(1 << 20);
         verifier.attach(&superblock, &world.image).expect("the first commit can be read");
         Rig { world, verifier }
-    }
-
-    /// An empty file system.
-    pub fn new() -> Self {
-        Rig::attach(World::new(Config::default()))
     }
 
     /// Commits with this fault.

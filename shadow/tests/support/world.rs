@@ -33,7 +33,7 @@ pub struct Fault<'a> {
     /// Changes the new blocks by address; what refers to them stays.
     pub blocks: Edit<'a, BTreeMap<u64, BlockSpec>>,
     /// Changes the bytes of one new block, after its checksum was computed.
-    pub bytes: Option<(u64, Box<dyn Fn(&mut Vec<u8>) + 'a>)>,
+    pub bytes: (u64, Edit<'a, Vec<u8>>),
 }
 
 impl<'a> Fault<'a> {
@@ -57,7 +57,7 @@ impl<'a> Fault<'a> {
     }
 
     pub fn bytes(bytenr: u64, edit: impl Fn(&mut Vec<u8>) + 'a) -> Self {
-        Fault { bytes: Some((bytenr, Box::new(edit))), ..Fault::default() }
+        Fault { bytes: (bytenr, Some(Box::new(edit))), ..Fault::default() }
     }
 }
 
@@ -66,6 +66,16 @@ impl<'a> Fault<'a> {
 struct Managed {
     blocks: BTreeMap<u64, BlockSpec>,
     root: Option<(Ptr, u8)>,
+}
+
+/// How far the building of a managed tree has come: rounds of it go on until nothing changes any more.
+#[derive(Debug, Default)]
+struct Building {
+    old: Managed,
+    /// Addresses for new blocks, by level.
+    pools: BTreeMap<u8, Vec<u64>>,
+    /// Old blocks that a round had no use for. They stay out, or rounds might go in circles.
+    out: BTreeSet<u64>,
 }
 
 /// The file system, in the middle of a transaction.
@@ -91,6 +101,8 @@ pub struct World {
     /// Extents of the last commit: taken until the next but one.
     pub committed: BTreeMap<u64, Extent>,
     fresh: BTreeMap<u64, u64>,
+    /// Extents that a fault left in the extent tree: the allocator does not give them out.
+    pub leaked: BTreeMap<u64, u64>,
 }
 
 impl World {
@@ -123,6 +135,7 @@ impl World {
             data_generations: BTreeMap::new(),
             committed: BTreeMap::new(),
             fresh: BTreeMap::new(),
+            leaked: BTreeMap::new(),
         };
         world.write_tree(
             tree(ids::FS_TREE),
@@ -146,7 +159,9 @@ impl World {
                 let committed = committed.filter_map(|(start, extent)| taken((start, start + extent.len)));
                 let fresh = self.fresh.range(..at + len).rev().take(1);
                 let fresh = fresh.filter_map(|(start, len)| taken((start, start + len)));
-                match committed.chain(fresh).max() {
+                let leaked = self.leaked.range(..at + len).rev().take(1);
+                let leaked = leaked.filter_map(|(start, len)| taken((start, start + len)));
+                match committed.chain(fresh).chain(leaked).max() {
                     None => {
                         self.fresh.insert(at, len);
                         return at;
@@ -281,33 +296,37 @@ impl World {
         model::held(&starts, &Blocks { get: &get, full: &full, nodesize: self.config.nodesize.into() })
     }
 
-    /// Builds a tree out of its old blocks and new ones from `pool`.
-    fn manage(&mut self, owner: u64, items: &Items, old: &Managed, pool: &mut Vec<u64>) -> Managed {
+    /// Builds a tree out of its old blocks and new ones.
+    fn manage(&mut self, owner: u64, items: &Items, building: &mut Building) -> Managed {
+        let Building { old, pools, out } = building;
         // The super block names the root tree's root by its own generation: it is new in every commit.
-        let stale = old.root.filter(|_| owner == ids::ROOT_TREE).map(|(ptr, _)| ptr.bytenr);
-        let kept = old.blocks.values().filter(|block| Some(block.bytenr) != stale);
+        out.extend(old.root.filter(|_| owner == ids::ROOT_TREE).map(|(ptr, _)| ptr.bytenr));
+        let kept = old.blocks.values().filter(|block| !out.contains(&block.bytenr));
         let known: HashMap<(u8, &Content), Ptr> =
             kept.map(|block| ((block.level, &block.content), block.ptr())).collect();
         let mut new = Managed::default();
-        let mut used = 0;
-        let (shape, config) = (self.shape.clone(), self.config.clone());
-        let root = layout(items, &shape, &config, |level, content| {
+        let mut used: BTreeMap<u8, usize> = BTreeMap::new();
+        // Fuller than others, lest the extent tree's own blocks make up most of it.
+        let shape = Shape { leaf: 16, node: 8, every: 12, ..self.shape.clone() };
+        let root = layout(items, &shape, &self.config.clone(), |level, content| {
             if let Some(ptr) = known.get(&(level, &content)) {
                 new.blocks.insert(ptr.bytenr, old.blocks[&ptr.bytenr].clone());
                 return *ptr;
             }
-            if used == pool.len() {
+            let (pool, used) = (pools.entry(level).or_default(), used.entry(level).or_default());
+            if *used == pool.len() {
                 let flags = if owner == ids::CHUNK_TREE { BlockFlags::SYSTEM } else { BlockFlags::METADATA };
                 let nodesize = self.config.nodesize.into();
                 pool.push(self.alloc(flags, nodesize, nodesize));
             }
-            let bytenr = pool[used];
-            used += 1;
+            let bytenr = pool[*used];
+            *used += 1;
             let spec = BlockSpec { bytenr, generation: self.next(), owner, level, reloc: false, content };
             let ptr = spec.ptr();
             new.blocks.insert(bytenr, spec);
             ptr
         });
+        out.extend(old.blocks.keys().filter(|bytenr| !new.blocks.contains_key(bytenr)));
         new.root = Some(root);
         new
     }
@@ -356,10 +375,11 @@ impl World {
         self.flag_lost_blocks();
         let old = std::mem::take(&mut self.managed);
         let of = |tree: u64| old.get(&tree).cloned().unwrap_or_default();
-        let mut pools: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        let building = |tree: u64| Building { old: of(tree), ..Building::default() };
         let items = self.chunk_items();
-        let chunk = self.manage(ids::CHUNK_TREE, &items, &of(ids::CHUNK_TREE), pools.entry(3).or_default());
+        let chunk = self.manage(ids::CHUNK_TREE, &items, &mut building(ids::CHUNK_TREE));
         let (mut extent, mut root) = (of(ids::EXTENT_TREE), of(ids::ROOT_TREE));
+        let (mut extent_building, mut root_building) = (building(ids::EXTENT_TREE), building(ids::ROOT_TREE));
         let mut round = 0;
         // The extent tree records its own blocks and those of the root tree, which names its root.
         let extents = loop {
@@ -367,11 +387,10 @@ impl World {
             assert!(round < 200, "the extent tree does not settle");
             if round % 16 == 0 {
                 // A circle: other addresses lead out of it.
-                pools.remove(&ids::EXTENT_TREE);
+                extent_building.pools.clear();
             }
             let items = self.root_items(&extent);
-            let new_root =
-                self.manage(ids::ROOT_TREE, &items, &of(ids::ROOT_TREE), pools.entry(1).or_default());
+            let new_root = self.manage(ids::ROOT_TREE, &items, &mut root_building);
             let managed =
                 [(ids::CHUNK_TREE, &chunk), (ids::ROOT_TREE, &new_root), (ids::EXTENT_TREE, &extent)];
             let mut extents = self.held(&managed).extents;
@@ -386,8 +405,7 @@ impl World {
             if let Some(edit) = &fault.extents {
                 edit(&mut items);
             }
-            let new_extent =
-                self.manage(ids::EXTENT_TREE, &items, &of(ids::EXTENT_TREE), pools.entry(2).or_default());
+            let new_extent = self.manage(ids::EXTENT_TREE, &items, &mut extent_building);
             let settled = new_root.blocks == root.blocks && new_extent.blocks == extent.blocks;
             (root, extent) = (new_root, new_extent);
             if settled {
@@ -421,7 +439,9 @@ impl World {
         }
         for (bytenr, spec) in new {
             let mut bytes = bytes::encode(&spec, &self.config);
-            if let Some((_, edit)) = fault.bytes.as_ref().filter(|(at, _)| *at == bytenr) {
+            if let (at, Some(edit)) = &fault.bytes
+                && *at == bytenr
+            {
                 edit(&mut bytes);
             }
             self.write(bytenr, &bytes);
