@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parser::block::Header;
-use parser::map::MapError;
+use parser::map::{MapError, Physical};
 use parser::{Block, ChecksumType, ChunkMap, Key, RootItem, SuperBlock, Uuid, ids};
 
 use crate::codes::Code;
@@ -236,52 +236,67 @@ impl<'a> Forest<'a> {
         self.snapshot.geometry.nodesize.into()
     }
 
-    /// Reads a block and checks everything its pointer says about it.
+    /// Reads a block and checks everything its pointer says about it. Any good copy will do.
     ///
     /// # Errors
     /// [`BlockProblem`] when no copy of it can be used; it is about the first copy.
     pub fn read(&self, expect: &Expect) -> Result<Arc<TreeBlock>, BlockProblem> {
-        read_block(
-            &self.snapshot.geometry,
-            &self.snapshot.seed_uuids,
-            &self.snapshot.chunks,
-            self.source,
-            expect,
-        )
+        self.read_copies(expect, Copies::UntilGood).map(|(block, _)| block)
+    }
+
+    /// Reads a block like [`Forest::read`], and returns what is wrong with those of its copies that were looked at.
+    ///
+    /// # Errors
+    /// As [`Forest::read`].
+    pub fn read_copies(
+        &self,
+        expect: &Expect,
+        which: Copies,
+    ) -> Result<(Arc<TreeBlock>, Vec<Violation>), BlockProblem> {
+        let Snapshot { geometry, seed_uuids, chunks, .. } = self.snapshot;
+        let nodesize = self.nodesize();
+        let places =
+            chunks.copies(expect.bytenr, nodesize).map_err(|error| unmapped(error, expect, nodesize))?;
+        let mut good = None;
+        let mut bad = Vec::new();
+        let mut unknown = None;
+        for (index, place) in places.enumerate() {
+            match self.source.read(place) {
+                Ok(block) => match verify(geometry, seed_uuids, &block, expect) {
+                    None if which == Copies::UntilGood => return Ok((block, bad)),
+                    None => good = good.or(Some(block)),
+                    Some(mut violation) => {
+                        let Physical { devid, offset } = place;
+                        let copy = index + 1;
+                        violation.message += &format!(" (copy {copy}, devid {devid} physical {offset})");
+                        bad.push(violation);
+                    }
+                },
+                Err(error) => match unreadable(&error, expect, nodesize) {
+                    BlockProblem::Violation(violation) => bad.push(*violation),
+                    problem => unknown = unknown.or(Some(problem)),
+                },
+            }
+        }
+        if let Some(block) = good {
+            return Ok((block, bad));
+        }
+        // A copy on a device that is not served says nothing; one that was read says something.
+        Err(match (bad.into_iter().next(), unknown) {
+            (Some(violation), _) => BlockProblem::Violation(Box::new(violation)),
+            (None, Some(unknown)) => unknown,
+            (None, None) => BlockProblem::Unknown("chunk without stripes".to_owned()),
+        })
     }
 }
 
-/// Reads a block by a chunk map that need not be whole yet: see [`Forest::read`].
-///
-/// # Errors
-/// [`BlockProblem`] when no copy of it can be used; it is about the first copy.
-pub fn read_block(
-    geometry: &Geometry,
-    seed_uuids: &[Uuid],
-    chunks: &ChunkMap,
-    source: &dyn BlockSource,
-    expect: &Expect,
-) -> Result<Arc<TreeBlock>, BlockProblem> {
-    let nodesize = u64::from(geometry.nodesize);
-    let copies = chunks.copies(expect.bytenr, nodesize).map_err(|error| unmapped(error, expect, nodesize))?;
-    let mut first_problem = None;
-    for place in copies {
-        let problem = match source.read(place) {
-            Ok(block) => match verify(geometry, seed_uuids, &block, expect) {
-                None => return Ok(block),
-                Some(violation) => BlockProblem::Violation(Box::new(violation)),
-            },
-            Err(error) => unreadable(&error, expect, nodesize),
-        };
-        // A copy on a device that is not served says nothing; one that was read says something.
-        match (&first_problem, &problem) {
-            (None, _) | (Some(BlockProblem::Unknown(_)), BlockProblem::Violation(_)) => {
-                first_problem = Some(problem)
-            }
-            _ => {}
-        }
-    }
-    Err(first_problem.unwrap_or_else(|| BlockProblem::Unknown("chunk without stripes".to_owned())))
+/// Which copies of a block are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copies {
+    /// All up to the first good one.
+    UntilGood,
+    /// All of them.
+    All,
 }
 
 fn unmapped(error: MapError, expect: &Expect, nodesize: u64) -> BlockProblem {

@@ -91,11 +91,15 @@ fn check_image(path: &Path, options: &Check, sinks: &mut Sinks) -> Result<u8> {
         sinks.emit(&Event::Notice { message: &format!("not verified: {reason}") });
     }
     sinks.emit(&Event::Detach { fsid, commits: 0, violations: violations.len() as u64 });
-    Ok(match (violations.is_empty(), coverage.is_whole() && unknown.is_empty()) {
-        (false, _) => 1,
-        (true, false) => 3,
-        (true, true) => 0,
-    })
+    let (code, verdict) = match (violations.is_empty(), coverage.is_whole() && unknown.is_empty()) {
+        (false, _) => (1, "violations were found"),
+        (true, false) => (3, "nothing wrong was found, but not everything could be verified"),
+        (true, true) => (0, "clean: every reference is recorded, and every backref is referenced"),
+    };
+    if !options.json {
+        println!("{}: {verdict}", path.display());
+    }
+    Ok(code)
 }
 
 fn read_super(image: &dyn Image) -> Result<Box<[u8]>> {

@@ -11,7 +11,7 @@ use crate::codes::Code;
 use crate::delta::masks::{self, Masks};
 use crate::delta::references::root_edges;
 use crate::edges::{self, Edge, Form, Target};
-use crate::forest::{BlockProblem, Expect, Forest};
+use crate::forest::{BlockProblem, Copies, Expect, Forest};
 use crate::record::{RefKey, Site};
 use crate::violation::Violation;
 
@@ -65,8 +65,8 @@ impl<'a> Walk<'a> {
 
     /// Visits one block; blocks to be visited because of it are added to `next`.
     pub fn visit(&self, expect: &Expect, next: &mut Vec<Expect>) {
-        let block = match self.forest.read(expect) {
-            Ok(block) => block,
+        let (block, bad_copies) = match self.forest.read_copies(expect, Copies::UntilGood) {
+            Ok(found) => found,
             Err(problem) => return self.lock().problems.push(problem),
         };
         let Some(view) = block.view() else { return };
@@ -78,6 +78,7 @@ impl<'a> Walk<'a> {
         let violations = edges::for_each(&view, expect, form, |edge| self.reference(&edge, next));
         let header = view.header();
         let mut found = violations;
+        found.extend(bad_copies);
         if let (Visitor::Sum(_), Some(facts)) = (&self.visitor, facts) {
             if facts.metadata() && facts.generation() != header.generation() & ((1 << 56) - 1) {
                 let (have, want) = (facts.generation(), header.generation());

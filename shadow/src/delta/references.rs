@@ -23,7 +23,7 @@ use crate::delta::extents::{ExtentDelta, Records};
 use crate::delta::masks::{self, Masks};
 use crate::delta::pairs::{self, Pairs};
 use crate::edges::{self, Edge, Form, Target};
-use crate::forest::{BlockProblem, Expect, Forest, RootId};
+use crate::forest::{BlockProblem, Copies, Expect, Forest, RootId};
 use crate::record::{ExtentRecord, RefKey, Site};
 use crate::source::TreeBlock;
 use crate::violation::Violation;
@@ -341,7 +341,12 @@ impl<'a, 'r> Walk<'a, 'r> {
     /// Reads a block that was born and pushes its references; those that the block it is a copy of holds as well
     /// are left out on both sides.
     fn push_born(&mut self, expect: &Expect) {
-        let Some(block) = self.read(self.inputs.new, expect) else { return };
+        // All copies were written for this commit, and must be good.
+        let (block, bad_copies) = match self.inputs.new.read_copies(expect, Copies::All) {
+            Ok(found) => found,
+            Err(problem) => return self.result.problems.push(problem),
+        };
+        self.result.violations.extend(bad_copies);
         let Some(view) = block.view() else { return };
         let record = self.new_record(expect.bytenr);
         self.check_born_record(&view.header(), record.as_deref());

@@ -168,14 +168,20 @@ fn the_disk_fails() {
     }
 }
 
-/// One copy of two is enough.
+/// A new block must be good in all its copies; one is enough to read on.
 #[test]
-fn the_first_copy_is_damaged() {
-    let (mut rig, path) = prepare();
-    let superblock = rig.world.commit();
-    let place = rig.world.places(path[2])[0];
-    rig.world.image.write(place, vec![0; 4096]);
-    rig::assert_clean(&rig.verifier.commit(&superblock, &rig.world.image));
+fn one_copy_of_two_is_damaged() {
+    for copy in [0, 1] {
+        let (mut rig, path) = prepare();
+        let superblock = rig.world.commit();
+        let place = rig.world.places(path[2])[copy];
+        rig.world.image.write(place, vec![0; 4096]);
+        let report = rig.verifier.commit(&superblock, &rig.world.image);
+        let found: Vec<_> = report.violations.iter().map(|found| (found.code, found.bytenr)).collect();
+        assert_eq!(found, [(Code::TreeChecksum, path[2])], "{:#?}", rig::messages(&report));
+        assert!(report.violations[0].message.contains(&format!("copy {}", copy + 1)));
+        assert!(report.references.add > 0, "what the other copy holds was not compared");
+    }
 }
 
 /// The trees that everything else is found by.
