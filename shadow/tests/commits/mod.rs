@@ -4,4 +4,5 @@ mod blocks;
 mod clean;
 mod faults;
 mod items;
+mod pointers;
 mod random;

@@ -117,7 +117,9 @@ fn visit(
             Holder::Data { root: block.owner, inode: key.objectid, offset }
         };
         let extent = extents.entry(range.disk_bytenr).or_default();
-        extent.len = range.disk_num_bytes;
+        // References that disagree about the length agree with no record.
+        let agrees = extent.refs.is_empty() || extent.len == range.disk_num_bytes;
+        extent.len = if agrees { range.disk_num_bytes } else { u64::MAX };
         *extent.refs.entry(holder).or_default() += 1;
     }
 }
