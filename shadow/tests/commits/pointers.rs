@@ -87,7 +87,8 @@ fn log_commits_between_commits() {
 
 #[test]
 fn a_damaged_log() {
-    let edits: [(fn(&mut BlockSpec), Code); 3] = [
+    type Edit = fn(&mut BlockSpec);
+    let edits: [(Edit, Code); 3] = [
         (|leaf| leaf.generation -= 1, Code::TreeGeneration),
         (|leaf| leaf.owner = 5, Code::TreeOwner),
         (|leaf| leaf.bytenr += 4096, Code::TreeBytenr),
