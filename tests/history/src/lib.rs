@@ -10,6 +10,7 @@ pub mod kinds;
 pub mod rng;
 pub mod run;
 pub mod serve;
+pub mod stop;
 pub mod tool;
 pub mod witness;
 pub mod world;

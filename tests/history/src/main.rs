@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use history::kinds::{self, Kind};
 use history::run::{self, Outcome, Plan};
 use history::serve;
+use history::stop;
 use history::witness::Totals;
 use tracing_subscriber::EnvFilter;
 
@@ -103,6 +104,7 @@ fn main() -> ExitCode {
 
 /// Whether there was nothing to find.
 fn run_all(options: &Run) -> Result<bool> {
+    stop::on_signal().context("can't handle signals")?;
     let chosen: Vec<&Kind> = match options.kind.as_str() {
         "all" => kinds::ALL.iter().collect(),
         names => {
@@ -113,6 +115,9 @@ fn run_all(options: &Run) -> Result<bool> {
     };
     let mut is_clean = true;
     for kind in chosen {
+        if stop::is_asked_for() {
+            break;
+        }
         let dir = options.dir.join(format!("{}-{}", kind.name, options.seed));
         let plan = Plan {
             seed: options.seed,

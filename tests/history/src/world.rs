@@ -153,9 +153,13 @@ impl World {
     /// When it fails.
     pub fn commit(&mut self) -> Result<()> {
         let root = File::open(self.root())?;
-        let all = self.rng.chance(70);
-        let outcome = if all { ioctl::sync(&root) } else { ioctl::commit(&root) };
-        self.tried(if all { "sync" } else { "commit" }, outcome).context("a commit failed")
+        let (what, how): (_, fn(&File) -> io::Result<()>) = match self.rng.below(4) {
+            0 => ("commit", ioctl::commit),
+            1 => ("btrfs sync", ioctl::sync_and_clean),
+            _ => ("sync", ioctl::sync),
+        };
+        let outcome = how(&root);
+        self.tried(what, outcome).context("a commit failed")
     }
 
     /// Mounts it with the current options.
@@ -281,6 +285,8 @@ impl World {
             threads.push(std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     let _ = ioctl::commit(&root);
+                    std::thread::sleep(interval);
+                    let _ = ioctl::sync_and_clean(&root);
                     std::thread::sleep(interval);
                 }
             }));

@@ -107,7 +107,8 @@ fn set_up(delay: Duration) -> (tempfile::TempDir, Arc<Gate>, Arc<Thirds>, Fronte
     File::create(&path).unwrap().set_len(SIZE).unwrap();
     let image = Arc::new(Gate::open(&path, false).unwrap());
     let thirds = Thirds::new(&image, delay);
-    let frontend = Frontend::new(dir.path(), Arc::clone(&image), Arc::new(Handle(Arc::clone(&thirds)))).unwrap();
+    let frontend =
+        Frontend::new(dir.path(), Arc::clone(&image), Arc::new(Handle(Arc::clone(&thirds)))).unwrap();
     (dir, image, thirds, frontend)
 }
 

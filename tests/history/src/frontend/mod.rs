@@ -6,6 +6,7 @@
 pub mod fuse;
 mod gate;
 mod loopdev;
+mod namespace;
 mod reaper;
 
 use std::path::{Path, PathBuf};
@@ -31,16 +32,19 @@ pub struct Frontend {
 }
 
 impl Frontend {
-    /// Sets up the device, in directories made under `dir`.
+    /// Sets up the device, in directories made under `dir`. The calling thread moves into a mount namespace of its
+    /// own, and is to be the one that mounts the device.
     ///
     /// # Errors
     /// When FUSE or loop devices can't be used here.
     pub fn new(dir: &Path, image: Arc<Gate>, tap: Arc<dyn Tap>) -> Result<Self> {
+        let dir = dir.canonicalize().with_context(|| format!("no directory {}", dir.display()))?;
         let fuse_dir = dir.join("fuse");
         let mount_point = dir.join("mnt");
         for path in [&fuse_dir, &mount_point] {
             std::fs::create_dir_all(path).with_context(|| format!("can't make {}", path.display()))?;
         }
+        namespace::enter().context("can't make a mount namespace: this needs root")?;
         let reaper = Reaper::start(&fuse_dir, &mount_point)?;
         let session = fuse::mount(Arc::clone(&image), tap, &fuse_dir).context("can't mount FUSE")?;
         let fuse_file = fuse_dir.join(fuse::NAME);

@@ -9,6 +9,7 @@ use std::path::Path;
 const CLONE: libc::Ioctl = 0x4004_9409;
 const CLONE_RANGE: libc::Ioctl = 0x4020_940d;
 const DEDUPE_RANGE: libc::Ioctl = 0xc018_9436;
+const SYNC: libc::Ioctl = 0x9408;
 const SNAP_CREATE_V2: libc::Ioctl = 0x5000_9417;
 const SUBVOL_CREATE_V2: libc::Ioctl = 0x5000_9418;
 const SNAP_DESTROY: libc::Ioctl = 0x5000_940f;
@@ -157,6 +158,14 @@ pub fn commit(root: &File) -> io::Result<()> {
     let mut transid = 0u64;
     call(root, START_SYNC, &mut transid)?;
     call(root, WAIT_SYNC, &mut transid)
+}
+
+/// Writes out data, commits, and wakes the thread that drops deleted subvolumes.
+///
+/// # Errors
+/// The kernel's.
+pub fn sync_and_clean(root: &File) -> io::Result<()> {
+    call(root, SYNC, &mut 0u64)
 }
 
 /// Writes out all data, and commits.

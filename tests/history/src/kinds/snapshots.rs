@@ -1,6 +1,7 @@
 //! Histories about trees that are shared: snapshots of snapshots, deletions over many commits, send and receive.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,19 +9,22 @@ use anyhow::Result;
 
 use super::{CALM, Kind, any_format, any_options, deep_format, one_volume};
 use crate::fs::files::{self, Act};
+use crate::fs::ioctl;
 use crate::world::World;
 
 /// Small files of the large subvolume: with nodes of 4 KiB its tree has three levels.
-const SMALL_FILES: u64 = 4000;
+const SMALL_FILES: u64 = 4_000;
+/// File extents of the large subvolume's fragmented file.
+const FRAGMENTS: u64 = 15_000;
 /// Subvolumes beyond which deletions prevail.
-const MANY: usize = 14;
+const MANY: usize = 8;
 
 /// Large trees.
 pub(super) const SNAPSHOTS: Kind = Kind {
     name: "snapshots",
     about: "snapshots of snapshots of large trees, deleted in random order with commits and remounts in between",
     mkfs: deep_format,
-    mount: |_| "noatime,commit=1,max_inline=0".to_owned(),
+    mount: |_| "noatime".to_owned(),
     setup: large_volume,
     step: deletions,
     cuts_power: false,
@@ -58,7 +62,21 @@ fn large_volume(world: &mut World) -> Result<()> {
         let outcome = files::many_small(&volume.join(format!("part{part}")), SMALL_FILES / 4);
         world.tried("many small files", outcome);
     }
+    let outcome = fragmented(&volume);
+    world.tried("a fragmented file", outcome);
     world.commit()
+}
+
+/// A file of many extents, all of them shared: deleting a tree that holds it takes long.
+fn fragmented(volume: &Path) -> std::io::Result<()> {
+    let source = volume.join("source");
+    fs::write(&source, vec![7; 64 * 4096])?;
+    let from = fs::File::open(&source)?;
+    from.sync_all()?;
+    let to = fs::File::create_new(volume.join("fragmented"))?;
+    (0..FRAGMENTS).try_for_each(|number| {
+        ioctl::clone_range(&from, number * 7 % 64 * 4096, 4096, &to, number * 4096)
+    })
 }
 
 /// Touches files all over the large tree, so that some of its leaves are no longer shared.
@@ -75,6 +93,26 @@ fn touch(world: &mut World, volume: &Path) {
         };
     }
     world.note(&format!("touched {times} files of {}", volume.display()));
+}
+
+/// Changes every leaf of a large tree, so that it shares nothing any more: deleting it then takes long.
+fn rewrite(world: &mut World, volume: &Path) {
+    let mut number = world.rng.below(8);
+    let mut changed = 0;
+    while number < SMALL_FILES {
+        let (part, name) = (number % 4, number / 4);
+        let path =
+            volume.join(format!("part{part}/one of many small files, with a long name, number {name}"));
+        changed += u64::from(path.exists() && fs::write(path, b"written again").is_ok());
+        number += world.rng.between(1, 12);
+    }
+    if let Ok(file) = fs::File::options().write(true).open(volume.join("fragmented")) {
+        let mut fragment = world.rng.below(20);
+        while fragment < FRAGMENTS && file.write_all_at(&[1; 4096], fragment * 4096).is_ok() {
+            fragment += world.rng.between(1, 60);
+        }
+    }
+    world.note(&format!("rewrote {changed} files of {}", volume.display()));
 }
 
 /// A few snapshots, changes, deletions, in any order.
@@ -98,29 +136,40 @@ pub(super) fn grow_or_shrink(world: &mut World) -> Result<()> {
 
 fn deletions(world: &mut World) -> Result<()> {
     grow_or_shrink(world)?;
-    // Deletions stop at each commit that somebody asks for.
-    let volume = world.some_volume();
-    let backdrop = world.backdrop(&[volume], CALM, Some(Duration::from_millis(5)));
-    if world.volumes.len() > MANY / 2 {
-        for _ in 0..world.rng.between(2, 5) {
+    if world.rng.chance(80)
+        && let Some(first) = world.volumes.first().cloned()
+        && let Some(snapshot) = world.snapshot(&first, false)
+    {
+        rewrite(world, &snapshot);
+        world.commit()?;
+    }
+    if world.volumes.len() > 4 {
+        for _ in 0..world.rng.between(1, 4) {
             world.delete_some_volume();
         }
     }
-    world.wait(400);
-    drop(backdrop);
+    commit_often(world);
     match world.rng.below(4) {
-        // The next mount goes on with what is half dropped.
-        0 | 1 => {
+        // The next mount goes on with what is half dropped, and finds none of it in memory.
+        0..=2 => {
             world.delete_some_volume();
             world.commit()?;
-            world.remount()
+            world.remount()?;
+            commit_often(world);
         }
-        2 => {
+        _ => {
             world.btrfs("subvolume sync @");
-            Ok(())
         }
-        _ => world.commit(),
     }
+    world.commit()
+}
+
+/// A deletion stops at each commit that somebody asks for, and leaves its cursor on the disk.
+fn commit_often(world: &mut World) {
+    let volume = world.some_volume();
+    let backdrop = world.backdrop(&[volume], CALM, Some(Duration::from_millis(1)));
+    world.wait(600);
+    drop(backdrop);
 }
 
 fn wide(world: &mut World) -> Result<()> {
