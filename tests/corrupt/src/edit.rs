@@ -80,6 +80,11 @@ impl Leaf {
         Some(bytes)
     }
 
+    /// Generation of the block.
+    pub fn generation(&self) -> u64 {
+        self.header.generation.get()
+    }
+
     /// Sorts the items by key. `false` when two have the same, or when the leaf would no longer fit its place in the
     /// tree: another first key, or one past the last.
     pub fn settle(&mut self, original: &Leaf) -> bool {

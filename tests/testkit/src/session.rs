@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::image::Image;
 
 /// Longer than any script takes.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(200);
 
 /// How long a script is left alone before it is watched again.
 const INTERVAL: Duration = Duration::from_micros(300);
@@ -97,7 +97,11 @@ impl Session {
                 Err(RecvTimeoutError::Timeout) => watch(),
                 Err(RecvTimeoutError::Disconnected) => break String::from("nothing more"),
             }
-            assert!(Instant::now() < deadline, "no {wanted} in {PATIENCE:?}");
+            assert!(
+                Instant::now() < deadline,
+                "not {wanted} in {PATIENCE:?}: {}",
+                std::fs::read_to_string(&self.script).unwrap_or_default()
+            );
         };
         let errors = std::fs::read_to_string(self.script.with_extension("errors")).unwrap_or_default();
         assert_eq!(answer, wanted, "the shell's answer; the script said: {errors}");

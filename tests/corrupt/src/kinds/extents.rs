@@ -100,6 +100,7 @@ pub fn kinds() -> Vec<Kind> {
             |leaf, slot, _| tree(leaf, slot, |extent| generation(extent, |old| old + (1 << 30))),
             &["ref/extent-generation", "tree/extent-item"],
         ),
+        kind("data-extent-generation-changed", older_data, &["ref/reallocated"]).against_the_past(),
         kind(
             "tree-extent-generation-minus-1",
             |leaf, slot, _| tree(leaf, slot, |extent| generation(extent, |old| old - 1)),
@@ -368,4 +369,13 @@ fn group_used(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
         group.used = used.into();
     })?;
     Some(format!("block group {}: used became {used}", item.key.objectid))
+}
+
+/// The generation of an extent that was there before. Any is possible; but it changes with the extent only.
+fn older_data(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let newest = leaf.generation();
+    data(leaf, slot, |extent| {
+        let old = extent.fixed.generation.get();
+        (1 < old && old < newest).then(|| generation(extent, |old| old - 1))?
+    })
 }

@@ -14,7 +14,6 @@ pub fn kinds() -> Vec<Kind> {
     vec![
         Kind::new("harmless-merge-cursor", Place::RootLeaf, Edit::Item(merge_cursor), &[]),
         Kind::new("harmless-tree-block-info-key", Place::ExtentLeaf, Edit::Item(info_key), &[]),
-        Kind::new("harmless-data-generation", Place::ExtentLeaf, Edit::Item(data_generation), &[]),
         Kind::new("harmless-checksum-tail", Place::FileBlock, Edit::Raw(checksum_tail), &[]),
     ]
 }
@@ -48,15 +47,6 @@ fn info_key(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     info.key.offset = (info.key.offset.get() ^ 5).into();
     item.data = extent.build();
     Some(format!("extent {}: key in the tree block info", item.key.objectid))
-}
-
-/// The generation of a data extent stands in no relation to anything but the super block's.
-fn data_generation(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
-    let item = leaf.items.get_mut(slot)?;
-    let mut extent = Extent::parse(item).filter(Extent::is_data)?;
-    extent.fixed.generation = (extent.fixed.generation.get() - 1).into();
-    item.data = extent.build();
-    Some(format!("extent {}: generation", item.key.objectid))
 }
 
 /// Bytes of the checksum field that the algorithm does not use.

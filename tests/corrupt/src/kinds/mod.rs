@@ -22,6 +22,8 @@ pub struct Kind {
     pub expected: Vec<&'static str>,
     /// Only a block that is not the root of its tree shows the fault.
     pub needs_parent: bool,
+    /// Only a comparison with the commit before shows the fault: in itself, the file system is sound.
+    pub needs_past: bool,
     /// Only a block of the newest generation is sure to show the fault: it can't have FULL_BACKREF.
     pub needs_new_block: bool,
     pub(crate) place: Place,
@@ -92,6 +94,7 @@ impl Kind {
             name: name.into(),
             expected: expected.to_vec(),
             needs_parent: false,
+            needs_past: false,
             needs_new_block: false,
             place,
             leaves_checksum: false,
@@ -108,6 +111,12 @@ impl Kind {
     /// The same for blocks of the newest generation.
     pub(crate) fn in_new_blocks(mut self) -> Self {
         self.needs_new_block = true;
+        self
+    }
+
+    /// The same for what was right before.
+    pub(crate) fn against_the_past(mut self) -> Self {
+        self.needs_past = true;
         self
     }
 

@@ -1,0 +1,188 @@
+//! The built program, as a backend of one image and as a checker.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::driver::Driver;
+use crate::history::{Change, Step};
+use crate::rng::Rng;
+
+/// Longer than the program takes to start or to end on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a commit writes.
+#[derive(Debug, Clone)]
+pub struct Writes {
+    /// Before the super block.
+    pub blocks: Vec<Change>,
+    /// The primary super block, then its copies.
+    pub supers: Vec<Change>,
+}
+
+impl From<&Step> for Writes {
+    fn from(step: &Step) -> Self {
+        Writes { blocks: step.blocks.clone(), supers: step.supers.clone() }
+    }
+}
+
+/// A running `btrfs-shadow serve --once`.
+pub struct Backend {
+    child: Child,
+    dir: TempDir,
+}
+
+/// What became of a run.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Exit code; none for a run that was killed.
+    pub code: Option<i32>,
+    /// Its events.
+    pub events: Vec<Value>,
+    /// What it said.
+    pub stderr: String,
+}
+
+impl Backend {
+    /// Starts the program on an image and waits for its socket.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start(program: &Path, image: &Path) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let stderr = File::create(dir.path().join("stderr")).expect("a log file");
+        let mut command = Command::new(program);
+        command.args(["serve", "--once", "--quiet", "--blk-file"]).arg(image);
+        command.arg("--socket-path").arg(dir.path().join("socket"));
+        command.arg("--events").arg(dir.path().join("events"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        let mut backend = Backend { child: command.spawn().expect("the built btrfs-shadow"), dir };
+        let deadline = Instant::now() + PATIENCE;
+        while !backend.path("socket").exists() {
+            let ended = backend.child.try_wait().expect("the backend's state");
+            assert!(ended.is_none(), "the backend ended at once: {}", backend.text("stderr"));
+            assert!(Instant::now() < deadline, "the backend opened no socket");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        backend
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    /// Makes commits, disconnects, and waits for the end.
+    ///
+    /// # Panics
+    /// When the backend fails a request or does not end.
+    #[must_use]
+    pub fn replay(mut self, commits: &[Writes], seed: u64) -> Outcome {
+        let mut rng = Rng::new(seed);
+        let mut driver = Driver::connect(&self.path("socket"));
+        for Writes { blocks, supers } in commits {
+            driver.write(blocks, &mut rng);
+            driver.flush();
+            supers.iter().for_each(|change| driver.write_one(change));
+            driver.flush();
+        }
+        drop(driver);
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("the backend's state") {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "the backend did not end: {}", self.text("stderr"));
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        Outcome { code: status.code(), events: events(&self.text("events")), stderr: self.text("stderr") }
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Runs `btrfs-shadow check` on an image.
+///
+/// # Panics
+/// When it can't be run.
+#[must_use]
+pub fn check(program: &Path, image: &Path) -> Outcome {
+    let output = Command::new(program).args(["check", "--json"]).arg(image).output().expect("btrfs-shadow");
+    Outcome {
+        code: output.status.code(),
+        events: events(&String::from_utf8_lossy(&output.stdout)),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+fn events(text: &str) -> Vec<Value> {
+    let parse =
+        |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("not JSON: {error}: {line}"));
+    text.lines().map(parse).collect()
+}
+
+impl Outcome {
+    /// The events of one kind.
+    pub fn of_kind<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = &'a Value> {
+        self.events.iter().filter(move |event| event["event"] == kind)
+    }
+
+    /// The transaction commit of a generation.
+    #[must_use]
+    pub fn commit(&self, generation: u64) -> Option<&Value> {
+        self.of_kind("commit")
+            .find(|event| event["generation"] == generation && event["kind"] == "transaction")
+    }
+
+    /// The verdict on a generation; "none" when it had none.
+    #[must_use]
+    pub fn verdict(&self, generation: u64) -> &str {
+        self.commit(generation).and_then(|event| event["verdict"].as_str()).unwrap_or("none")
+    }
+
+    /// Violations of a generation that a commit brought.
+    #[must_use]
+    pub fn violations(&self, generation: u64) -> Vec<Reported> {
+        let own = self
+            .of_kind("violation")
+            .filter(|event| event["generation"] == generation && event["origin"] == "commit");
+        own.map(Reported::new).collect()
+    }
+
+    /// All violations, whatever brought them.
+    #[must_use]
+    pub fn all_violations(&self) -> Vec<Reported> {
+        self.of_kind("violation").map(Reported::new).collect()
+    }
+}
+
+/// A violation that was reported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reported {
+    /// Its code.
+    pub code: String,
+    /// What it says.
+    pub message: String,
+}
+
+impl Reported {
+    fn new(event: &Value) -> Self {
+        let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
+        Reported { code: text("code"), message: text("message") }
+    }
+}

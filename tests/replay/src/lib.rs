@@ -1,0 +1,19 @@
+//! Real commits without a guest: what the host's kernel does to a loop-mounted image is recorded commit by commit, then
+//! replayed through the built program as a guest's writes, sound or with a fault planted in one of them.
+
+pub mod backend;
+pub mod campaign;
+pub mod catalogue;
+pub mod disk;
+mod driver;
+pub mod history;
+pub mod plan;
+pub mod recorder;
+pub mod rng;
+pub mod table;
+pub mod trial;
+pub mod writes;
+
+pub use backend::{Backend, Outcome, Writes, check};
+pub use history::{Change, History, Step};
+pub use recorder::{Plan, record, record_on};

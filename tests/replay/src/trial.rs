@@ -1,0 +1,120 @@
+//! A faulty commit, and what was reported of it.
+
+use corrupt::Planted;
+
+use crate::backend::{Outcome, Reported, Writes};
+use crate::history::Step;
+use crate::plan::Fault;
+
+/// Families of rules that are built. What only others can see is listed, and not counted.
+const FAMILIES: [&str; 2] = ["ref/", "tree/"];
+
+/// A faulty commit.
+#[derive(Debug, Clone)]
+pub struct Trial {
+    /// Which history.
+    pub history: usize,
+    /// Which of its steps.
+    pub step: usize,
+    /// What is wrong.
+    pub planted: Planted,
+    /// What is written.
+    pub writes: Writes,
+    /// Whether only the comparison with the commit before shows the fault.
+    pub online_only: bool,
+}
+
+impl Trial {
+    /// From a fault in a tree block.
+    #[must_use]
+    pub fn new(fault: &Fault, step: &Step, online_only: bool) -> Self {
+        let writes = Writes { blocks: fault.blocks(step), supers: step.supers.clone() };
+        let planted = fault.planted.clone();
+        Trial { history: fault.history, step: fault.step, planted, writes, online_only }
+    }
+}
+
+/// What was reported of one fault.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    /// What was planted.
+    pub planted: Planted,
+    /// History and step, for messages.
+    pub place: String,
+    /// The verdict on the commit that carried it.
+    pub verdict: String,
+    /// What was reported of that commit.
+    pub online: Vec<Reported>,
+    /// What was reported of the next commit, in which the guest goes on from its own, right memory.
+    pub next: Vec<Reported>,
+    /// The verdict on the next commit; "none" where the program had to start anew.
+    pub next_verdict: String,
+    /// What `check` reports of the image as the commit left it.
+    pub offline: Vec<Reported>,
+    /// Exit code of that `check`.
+    pub offline_code: Option<i32>,
+    /// Whether only the comparison with the commit before shows the fault.
+    pub online_only: bool,
+}
+
+fn codes(reported: &[Reported]) -> impl Iterator<Item = &str> {
+    reported.iter().map(|violation| violation.code.as_str())
+}
+
+impl Finding {
+    /// Whether the commit that carries the fault was judged as it should be.
+    #[must_use]
+    pub fn found_online(&self) -> bool {
+        let verdict = if self.is_harmless() { "clean" } else { "violations" };
+        self.verdict == verdict && self.planted.is_found_in(codes(&self.online))
+    }
+
+    /// Whether only rules of a later issue can see the fault.
+    #[must_use]
+    pub fn is_for_later(&self) -> bool {
+        let expected = &self.planted.expected;
+        !expected.is_empty()
+            && !expected.iter().any(|code| FAMILIES.iter().any(|family| code.starts_with(family)))
+    }
+
+    /// Whether `check` judges the image as it should.
+    #[must_use]
+    pub fn found_offline(&self) -> bool {
+        if self.online_only {
+            return self.offline_code == Some(0) && self.offline.is_empty();
+        }
+        let wanted = i32::from(!self.is_harmless());
+        // What keeps `check` from opening the image is exit 2.
+        self.offline_code == Some(2) && !self.is_harmless()
+            || self.offline_code == Some(wanted) && self.planted.is_found_in(codes(&self.offline))
+    }
+
+    /// Whether nothing must be reported.
+    #[must_use]
+    pub fn is_harmless(&self) -> bool {
+        self.planted.expected.is_empty()
+    }
+}
+
+/// Puts together what was reported of a fault in `step`, which `next` follows.
+pub(crate) fn finding(
+    fault: &Trial,
+    step: &Step,
+    next: Option<&Step>,
+    outcome: &Outcome,
+    offline: &Outcome,
+    history: &str,
+) -> Finding {
+    let next = next.map_or(u64::MAX, |next| next.to);
+    Finding {
+        planted: fault.planted.clone(),
+        place: format!("{history}, {}, generation {}", step.doing, step.to),
+        verdict: outcome.verdict(step.to).to_owned(),
+        online: outcome.violations(step.to),
+        next: outcome.violations(next),
+        next_verdict: outcome.verdict(next).to_owned(),
+        offline: offline.all_violations(),
+        offline_code: offline.code,
+        online_only: fault.online_only,
+    }
+}
