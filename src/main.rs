@@ -1,5 +1,6 @@
 //! The `btrfs-shadow` program: reads the command line and turns what comes out into an exit code.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use btrfs_shadow::cli::{Cli, Command};
@@ -12,7 +13,9 @@ const COULD_NOT_RUN: u8 = 2;
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("BTRFS_SHADOW_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let ansi = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
+    log.without_time().init();
     let cli = Cli::parse();
     let wants_capabilities = cli.print_capabilities
         || matches!(&cli.command, Some(Command::Serve(serve)) if serve.print_capabilities);

@@ -90,6 +90,10 @@ impl FileSystem {
 
     /// Opens whatever is on the image.
     pub fn open(&mut self, reason: &'static str) {
+        if self.image.len() < PRIMARY_SUPER + SUPER_SIZE {
+            let len = self.image.len();
+            return self.notice(&format!("{len} bytes are too few for a btrfs: served, not verified"));
+        }
         match self.read_super() {
             Ok(bytes) => match classify(None, &bytes) {
                 SuperChange::Reattach(_) => self.attach(&bytes, reason),
