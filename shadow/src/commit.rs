@@ -16,7 +16,7 @@ use crate::forest::{BlockProblem, Forest, Snapshot};
 use crate::log_tree;
 use crate::paths;
 use crate::reconcile::{self, Finding, Touched};
-use crate::record::ExtentRecord;
+use crate::record::{ExtentRecord, RefKey};
 use crate::refverify::Shadow;
 use crate::source::BlockSource;
 use crate::violation::{Violation, Worth};
@@ -464,22 +464,24 @@ fn unlike_before(extents: &ExtentDelta, replaced: &ReplacedRanges) -> impl Itera
 fn count_actions(extents: &ExtentDelta) -> ActionCounts {
     let mut counts = ActionCounts::default();
     for change in extents.changes.values() {
-        let empty: &[crate::record::Recorded] = &[];
-        let refs = |record: &Option<std::rc::Rc<ExtentRecord>>| {
-            record.as_ref().map_or(empty.to_vec(), |record| record.backrefs.clone())
+        let mut more: BTreeMap<RefKey, i64> = BTreeMap::new();
+        let mut count = |record: &Option<std::rc::Rc<ExtentRecord>>, sign: i64| {
+            for backref in record.iter().flat_map(|record| &record.backrefs) {
+                let count = i64::try_from(backref.count).unwrap_or(i64::MAX).saturating_mul(sign);
+                let more = more.entry(backref.key).or_default();
+                *more = more.saturating_add(count);
+            }
         };
-        let (old, new) = (refs(&change.old), refs(&change.new));
-        let more = |these: &[crate::record::Recorded], those: &[crate::record::Recorded]| -> u64 {
-            let beyond = |one: &crate::record::Recorded| {
-                let other = those.iter().find(|other| other.key == one.key).map_or(0, |other| other.count);
-                one.count.saturating_sub(other)
-            };
-            these.iter().map(beyond).fold(0, u64::saturating_add)
+        count(&change.old, -1);
+        count(&change.new, 1);
+        let sum = |sign: i64| {
+            let these = more.values().filter(|more| more.signum() == sign);
+            these.map(|more| more.unsigned_abs()).fold(0, u64::saturating_add)
         };
         let allocated = change.old.is_none() && change.new.is_some();
         counts.alloc += u64::from(allocated);
-        counts.add += more(&new, &old).saturating_sub(u64::from(allocated));
-        counts.drop += more(&old, &new);
+        counts.add += sum(1).saturating_sub(u64::from(allocated));
+        counts.drop += sum(-1);
         counts.free += u64::from(change.old.is_some() && change.new.is_none());
     }
     counts

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use crate::codes::Code;
 use crate::delta::extents::ExtentChange;
 use crate::delta::references::{ExtentId, NetChange, Residuals};
-use crate::record::{ExtentRecord, RefKey, Site};
+use crate::record::{ExtentRecord, Recorded, RefKey, Site};
 use crate::refverify::{Action, ActionKind, BlockEntry, Shadow};
 use crate::violation::{Sides, Violation, Worth};
 
@@ -188,9 +188,11 @@ fn differences(entry: Option<&BlockEntry>, touched: &Touched) -> Vec<Difference>
         let change = touched.changes.iter().find(|(changed, _)| changed == key).map(|(_, change)| change);
         change.and_then(|change| if change.net > 0 { change.added } else { change.dropped })
     };
+    let by_key: BTreeMap<&RefKey, &Recorded> =
+        recorded.iter().map(|backref| (&backref.key, backref)).collect();
     let mut differences = Vec::new();
     for &(key, held) in held {
-        let backref = recorded.iter().find(|backref| backref.key == key);
+        let backref = by_key.get(&key);
         let count = backref.map_or(0, |backref| backref.count);
         if count != held {
             let record_site = backref.map(|backref| backref.site);
@@ -198,7 +200,8 @@ fn differences(entry: Option<&BlockEntry>, touched: &Touched) -> Vec<Difference>
         }
     }
     for backref in recorded {
-        if backref.count != 0 && !held.iter().any(|(key, _)| *key == backref.key) {
+        let is_held = held.binary_search_by_key(&&backref.key, |(key, _)| key).is_ok();
+        if backref.count != 0 && !is_held {
             let (key, site) = (backref.key, site_of(&backref.key));
             let record_site = Some(backref.site);
             differences.push(Difference { key, held: 0, recorded: backref.count, site, record_site });

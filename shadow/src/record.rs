@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use hashbrown::HashMap;
 use parser::extent::{FLAG_DATA, FLAG_FULL_BACKREF, FLAG_TREE_BLOCK};
 use parser::key::item;
 use parser::superblock::incompat;
@@ -76,6 +77,9 @@ pub struct Site {
     pub slot: usize,
 }
 
+/// Backrefs that are searched one by one.
+const FEW: usize = 16;
+
 /// A backref, where it is recorded, and its count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recorded {
@@ -141,6 +145,8 @@ pub struct RecordBuilder<'a> {
     geometry: &'a Geometry,
     bytenr: u64,
     record: Option<ExtentRecord>,
+    /// Places of the record's backrefs, once there are many.
+    index: HashMap<RefKey, usize>,
     /// Backrefs without an extent item.
     strays: Vec<Recorded>,
     violations: Vec<Violation>,
@@ -159,7 +165,14 @@ impl<'a> RecordBuilder<'a> {
     /// A builder for the extent at `bytenr`.
     #[must_use]
     pub fn new(geometry: &'a Geometry, bytenr: u64) -> Self {
-        RecordBuilder { geometry, bytenr, record: None, strays: Vec::new(), violations: Vec::new() }
+        RecordBuilder {
+            geometry,
+            bytenr,
+            record: None,
+            index: HashMap::new(),
+            strays: Vec::new(),
+            violations: Vec::new(),
+        }
     }
 
     /// Takes the next item.
@@ -235,7 +248,7 @@ impl<'a> RecordBuilder<'a> {
                     if let Some(problem) = order.next(&backref) {
                         problems.push((Code::TreeExtentItem, problem));
                     }
-                    problems.extend(add_backref(&mut record, &backref, site));
+                    problems.extend(add_backref(&mut record, &mut self.index, &backref, site));
                 }
                 Err(error) => {
                     problems.push((Code::RefInvalidBackref, format!("invalid inline ref: {error}")))
@@ -259,7 +272,7 @@ impl<'a> RecordBuilder<'a> {
             }
             return;
         };
-        let problem = add_backref(record, backref, site);
+        let problem = add_backref(record, &mut self.index, backref, site);
         if let Some((code, message)) = problem {
             self.violate(code, site, format!("{key}: {message}"));
         }
@@ -287,7 +300,12 @@ pub fn ref_key(backref: &BackRef, level: u8) -> Option<RefKey> {
     })
 }
 
-fn add_backref(record: &mut ExtentRecord, backref: &BackRef, site: Site) -> Option<(Code, String)> {
+fn add_backref(
+    record: &mut ExtentRecord,
+    index: &mut HashMap<RefKey, usize>,
+    backref: &BackRef,
+    site: Site,
+) -> Option<(Code, String)> {
     let key = ref_key(backref, record.level.unwrap_or(0))?;
     let count = u64::from(backref.count());
     if key.metadata != record.metadata() {
@@ -297,7 +315,8 @@ fn add_backref(record: &mut ExtentRecord, backref: &BackRef, site: Site) -> Opti
             format!("backref {key} of the wrong kind on a {kind} extent"),
         ));
     }
-    if let Some(existing) = record.backrefs.iter_mut().find(|existing| existing.key == key) {
+    let place = place_of(&record.backrefs, index, &key);
+    if let Some(existing) = place.and_then(|place| record.backrefs.get_mut(place)) {
         // Counted twice, as the kernel would on reading it.
         existing.count = existing.count.saturating_add(count);
         return Some((Code::RefDuplicateBackref, format!("existing ref {key} when reading from disk")));
@@ -307,6 +326,18 @@ fn add_backref(record: &mut ExtentRecord, backref: &BackRef, site: Site) -> Opti
         return Some((Code::RefInvalidBackref, format!("backref {key} with count 0")));
     }
     None
+}
+
+/// Where a backref stands among those there are: looked up as soon as there are many, of which an extent that is
+/// cloned often has thousands.
+fn place_of(backrefs: &[Recorded], index: &mut HashMap<RefKey, usize>, key: &RefKey) -> Option<usize> {
+    if backrefs.len() < FEW {
+        return backrefs.iter().position(|existing| existing.key == *key);
+    }
+    for (place, backref) in backrefs.iter().enumerate().skip(index.len()) {
+        index.insert(backref.key, place);
+    }
+    index.get(key).copied()
 }
 
 /// Inline refs stand by type ascending, and within a type by root, parent or hash descending.

@@ -103,12 +103,18 @@ impl BlockEntry {
         self.refs.clear();
         for backref in &record.backrefs {
             self.num_refs = self.num_refs.saturating_add(backref.count);
-            match self.ref_slot(&backref.key) {
-                Ok(at) => self.refs[at].1 = self.refs[at].1.saturating_add(backref.count),
-                Err(at) => self.refs.insert(at, (backref.key, backref.count)),
-            }
+            self.refs.push((backref.key, backref.count));
             self.count_root(&backref.key, signed(backref.count));
         }
+        // Not one by one into their places: there may be thousands.
+        self.refs.sort_unstable_by_key(|(key, _)| *key);
+        self.refs.dedup_by(|later, earlier| {
+            let same = later.0 == earlier.0;
+            if same {
+                earlier.1 = earlier.1.saturating_add(later.1);
+            }
+            same
+        });
     }
 
     /// Forgets all references; the history stays.
