@@ -12,7 +12,7 @@ impl Rng {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -22,7 +22,7 @@ impl Rng {
 
     /// A number below `bound`; 0 where there is none.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next().checked_rem(bound).unwrap_or(0)
+        self.draw().checked_rem(bound).unwrap_or(0)
     }
 
     /// A number from `low` to `high`, both included.
@@ -45,7 +45,7 @@ impl Rng {
 
     /// A generator for a part of the work, independent of this one.
     pub fn fork(&mut self) -> Self {
-        Rng(self.next())
+        Rng(self.draw())
     }
 }
 
@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn the_same_seed_gives_the_same_numbers() {
         let mut rng = Rng::new(1);
-        assert_eq!([rng.next(), rng.next()], [0x910a_2dec_8902_5cc1, 0xbeeb_8da1_658e_ec67]);
+        assert_eq!([rng.draw(), rng.draw()], [0x910a_2dec_8902_5cc1, 0xbeeb_8da1_658e_ec67]);
         assert_eq!(rng.below(0), 0);
         assert!((3..=5).contains(&rng.between(3, 5)));
     }

@@ -105,7 +105,7 @@ pub struct Files {
 pub fn pool(rng: &mut Rng) -> Arc<Vec<u8>> {
     let mut bytes = Vec::with_capacity(POOL);
     while bytes.len() < POOL / 2 {
-        bytes.extend_from_slice(&rng.next().to_le_bytes());
+        bytes.extend_from_slice(&rng.draw().to_le_bytes());
     }
     while bytes.len() < POOL {
         let line = format!("{:04} some text that compresses\n", rng.below(1000));
