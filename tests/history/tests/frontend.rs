@@ -184,7 +184,7 @@ fn every_byte_arrives() {
     let mut rng = Rng::new(99);
     for _ in 0..200 {
         let (at, len) = (rng.below(SIZE - 100_000), rng.between(1, 100_000) as usize);
-        let byte = rng.next() as u8;
+        let byte = rng.draw() as u8;
         file.write_all_at(&vec![byte; len], at).unwrap();
         model[at as usize..at as usize + len].fill(byte);
     }
