@@ -6,6 +6,8 @@
 
 pub mod frontend;
 pub mod fs;
+pub mod ground;
+pub mod guest;
 pub mod kinds;
 pub mod rng;
 pub mod run;

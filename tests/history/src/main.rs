@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
+use history::guest;
 use history::kinds::{self, Kind};
 use history::run::{self, Outcome, Plan};
 use history::serve;
@@ -27,6 +28,8 @@ enum Command {
     Run(Run),
     /// Serve a disk to a guest, as `btrfs-shadow serve` does
     Serve(Serve),
+    /// Run histories in a guest, on a disk that is served by `history serve`
+    Guest(Guest),
     /// List the kinds
     Kinds,
 }
@@ -63,6 +66,25 @@ struct Run {
 }
 
 #[derive(Args)]
+struct Guest {
+    /// Disk to make file systems on
+    #[arg(long)]
+    device: PathBuf,
+    /// Kinds of histories, between commas
+    #[arg(long)]
+    kind: String,
+    /// Seed of all choices
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Transaction commits of each history
+    #[arg(long, default_value_t = 100)]
+    commits: u64,
+    /// Seconds after which a history ends, whatever it has reached
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+}
+
+#[derive(Args)]
 struct Serve {
     /// Image to serve
     #[arg(long)]
@@ -73,8 +95,8 @@ struct Serve {
     /// Directory for events and logs
     #[arg(long)]
     dir: PathBuf,
-    /// Name of this run in the table
-    #[arg(long, default_value = "guest")]
+    /// Kernel and, between commas, kinds in the order of their file systems: for the table
+    #[arg(long, default_value = "guest/all")]
     label: String,
     /// Go on when the guest disconnects, until a signal comes
     #[arg(long)]
@@ -87,6 +109,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(options) => run_all(&options),
         Command::Serve(options) => serve_one(&options),
+        Command::Guest(options) => in_guest(&options).map(|()| true),
         Command::Kinds => {
             kinds::ALL.iter().for_each(|kind| println!("{:12} {}", kind.name, kind.about));
             Ok(true)
@@ -102,17 +125,26 @@ fn main() -> ExitCode {
     }
 }
 
+fn kinds_named(names: &str) -> Result<Vec<&'static Kind>> {
+    if names == "all" {
+        return Ok(kinds::ALL.iter().collect());
+    }
+    let find = |name| kinds::by_name(name).with_context(|| format!("no kind {name}: see history kinds"));
+    names.split(',').map(find).collect()
+}
+
+fn in_guest(options: &Guest) -> Result<()> {
+    for kind in kinds_named(&options.kind)? {
+        let most = Duration::from_secs(options.seconds);
+        guest::run(kind, &options.device, options.seed, options.commits, most)?;
+    }
+    Ok(())
+}
+
 /// Whether there was nothing to find.
 fn run_all(options: &Run) -> Result<bool> {
     stop::on_signal().context("can't handle signals")?;
-    let chosen: Vec<&Kind> = match options.kind.as_str() {
-        "all" => kinds::ALL.iter().collect(),
-        names => {
-            let find =
-                |name| kinds::by_name(name).with_context(|| format!("no kind {name}: see history kinds"));
-            names.split(',').map(find).collect::<Result<_>>()?
-        }
-    };
+    let chosen = kinds_named(&options.kind)?;
     let mut is_clean = true;
     for kind in chosen {
         if stop::is_asked_for() {
@@ -144,8 +176,16 @@ fn serve_one(options: &Serve) -> Result<bool> {
     let started = std::time::Instant::now();
     let (totals, failure) =
         serve::serve(&options.blk_file, options.socket.clone(), &options.dir, !options.many)?;
-    let (kernel, kind) = options.label.split_once('/').unwrap_or(("guest", &options.label));
-    print_row(kernel, kind, &totals, failure.is_some(), started.elapsed().as_secs());
+    let (kernel, kinds) = options.label.split_once('/').unwrap_or(("guest", &options.label));
+    let names: Vec<&str> = kinds.split(',').collect();
+    let seconds = started.elapsed().as_secs();
+    // The first file systems are those of the first kinds; what is more, the last kind has made.
+    for (index, name) in names.iter().enumerate() {
+        let is_last = index + 1 == names.len();
+        let mine = totals.iter().enumerate().filter(|(at, _)| *at == index || (is_last && *at > index));
+        let sum = mine.fold(Totals::default(), |sum, (_, one)| sum.plus(one));
+        print_row(kernel, name, &sum, is_last && failure.is_some(), if is_last { seconds } else { 0 });
+    }
     Ok(failure.is_none())
 }
 

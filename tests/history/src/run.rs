@@ -17,6 +17,7 @@ use btrfs_shadow::verifier::{self, AuditMode, Summary, VerifierOptions};
 use crossbeam_channel::Sender;
 
 use crate::frontend::{Frontend, Gate};
+use crate::ground::Host;
 use crate::kinds::Kind;
 use crate::rng::Rng;
 use crate::stop;
@@ -128,8 +129,9 @@ pub fn run(kind: &Kind, plan: &Plan) -> Result<Outcome> {
     let (tap, witness) = (Arc::clone(&stack.tap), Arc::clone(&stack.witness));
     tap.connected();
     let frontend = Frontend::new(&plan.dir, gate, Arc::clone(&tap))?;
-    let world = World::new(&plan.dir, frontend, Arc::clone(&tap), witness, rng, options)?;
-    let told = live(world, kind, plan);
+    let ground = Host { frontend, tap: Arc::clone(&tap), witness };
+    let world = World::new(&plan.dir, Box::new(ground), rng, options)?;
+    let told = live(world, kind, plan.commits, plan.most);
     tap.disconnected();
     drop(tap);
     let (_, witness) = stack.finish()?;
@@ -153,11 +155,11 @@ fn make_image(path: &Path, size: u64, mkfs: &str) -> Result<()> {
 }
 
 /// From the first mount to the last unmount.
-fn live(mut world: World, kind: &Kind, plan: &Plan) -> Result<()> {
-    let deadline = Instant::now() + plan.most;
+pub(crate) fn live(mut world: World, kind: &Kind, commits: u64, most: Duration) -> Result<()> {
+    let deadline = Instant::now() + most;
     world.mount()?;
     (kind.setup)(&mut world)?;
-    while world.totals().commits < plan.commits && Instant::now() < deadline && !stop::is_asked_for() {
+    while world.commits() < commits && Instant::now() < deadline && !stop::is_asked_for() {
         world.is_well()?;
         world.steps += 1;
         let outcome = (kind.step)(&mut world);

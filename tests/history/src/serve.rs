@@ -12,11 +12,11 @@ use crate::run::Stack;
 use crate::witness::Totals;
 
 /// Serves the image at `path` on `socket` until the guest disconnects (`once`) or a signal comes; returns what was
-/// seen and why it was stopped.
+/// seen of each file system, and why it was stopped.
 ///
 /// # Errors
 /// When it can't be served.
-pub fn serve(path: &Path, socket: PathBuf, dir: &Path, once: bool) -> Result<(Totals, Option<String>)> {
+pub fn serve(path: &Path, socket: PathBuf, dir: &Path, once: bool) -> Result<(Vec<Totals>, Option<String>)> {
     std::fs::create_dir_all(dir)?;
     let stop = StopHandle::new()?;
     signals::stop_on_signal(&stop)?;
@@ -37,5 +37,5 @@ pub fn serve(path: &Path, socket: PathBuf, dir: &Path, once: bool) -> Result<(To
     }
     drop(server);
     let (_, witness) = stack.finish()?;
-    Ok((witness.totals(), witness.failure()))
+    Ok((witness.totals_by_file_system(), witness.failure()))
 }

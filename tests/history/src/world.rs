@@ -10,14 +10,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use btrfs_shadow::tap::Tap;
 
-use crate::frontend::{Frontend, Gate};
 use crate::fs::files::{self, Act, Files};
 use crate::fs::ioctl;
+use crate::ground::Ground;
 use crate::rng::Rng;
 use crate::tool;
-use crate::witness::{Totals, Witness};
 
 /// Attempts to unmount a file system that is still in use.
 const UNMOUNT_ATTEMPTS: u32 = 100;
@@ -36,27 +34,20 @@ pub struct World {
     pub options: String,
     /// Steps taken so far.
     pub steps: u64,
-    frontend: Frontend,
-    tap: Arc<dyn Tap>,
-    witness: Arc<Witness>,
+    ground: Box<dyn Ground>,
+    /// Commits that were asked for.
+    asked: u64,
     is_mounted: bool,
     log: File,
     next_name: u64,
 }
 
 impl World {
-    /// The world on `frontend`, not mounted yet. Operations are logged in `dir`.
+    /// The world on `ground`, not mounted yet. Operations are logged in `dir`.
     ///
     /// # Errors
     /// When the log can't be made.
-    pub fn new(
-        dir: &Path,
-        frontend: Frontend,
-        tap: Arc<dyn Tap>,
-        witness: Arc<Witness>,
-        mut rng: Rng,
-        options: String,
-    ) -> Result<Self> {
+    pub fn new(dir: &Path, ground: Box<dyn Ground>, mut rng: Rng, options: String) -> Result<Self> {
         let log = File::create(dir.join("operations.log")).context("can't make the log of operations")?;
         let pool = files::pool(&mut rng);
         Ok(World {
@@ -65,9 +56,8 @@ impl World {
             volumes: Vec::new(),
             options,
             steps: 0,
-            frontend,
-            tap,
-            witness,
+            ground,
+            asked: 0,
             is_mounted: false,
             log,
             next_name: 0,
@@ -77,25 +67,25 @@ impl World {
     /// Where it is mounted.
     #[must_use]
     pub fn root(&self) -> &Path {
-        self.frontend.mount_point()
+        self.ground.mount_point()
     }
 
     /// The block device.
     #[must_use]
     pub fn device(&self) -> &Path {
-        self.frontend.device()
+        self.ground.device()
     }
 
-    /// The image.
+    /// Size of the disk in bytes.
     #[must_use]
-    pub fn image(&self) -> &Arc<Gate> {
-        &self.frontend.image
+    pub fn size(&self) -> u64 {
+        self.ground.size()
     }
 
-    /// What the witness has seen.
+    /// Commits that the witness has seen; where it is out of sight, commits that were asked for.
     #[must_use]
-    pub fn totals(&self) -> Totals {
-        self.witness.totals()
+    pub fn commits(&self) -> u64 {
+        self.ground.commits().unwrap_or(self.asked)
     }
 
     /// A path that hasn't been used.
@@ -106,7 +96,7 @@ impl World {
 
     /// Writes down what is done; with that and the seed the run can be followed.
     pub fn note(&mut self, what: &str) {
-        let commits = self.totals().commits;
+        let commits = self.commits();
         let _ = writeln!(self.log, "{commits} {what}");
     }
 
@@ -159,6 +149,7 @@ impl World {
             _ => ("sync", ioctl::sync),
         };
         let outcome = how(&root);
+        self.asked += 1;
         self.tried(what, outcome).context("a commit failed")
     }
 
@@ -210,15 +201,11 @@ impl World {
     /// When what is left can't be mounted.
     pub fn cut_power(&mut self, backdrop: Option<Backdrop>) -> Result<()> {
         let mut rng = self.rng.fork();
-        let cut = self.frontend.image.cut(&mut rng)?;
+        let cut = self.ground.cut(&mut rng)?;
         self.note(&format!("power cut: {} of {} unflushed sectors lost", cut.lost, cut.unflushed));
         drop(backdrop);
         self.unmount()?;
-        self.frontend.detach();
-        self.tap.disconnected();
-        self.frontend.image.power_on();
-        self.tap.connected();
-        self.frontend.attach()?;
+        self.ground.power_on()?;
         self.mount().context("after a power cut")
     }
 
@@ -227,7 +214,7 @@ impl World {
     /// # Errors
     /// What is wrong.
     pub fn is_well(&self) -> Result<()> {
-        if let Some(failure) = self.witness.failure() {
+        if let Some(failure) = self.ground.failure() {
             bail!("{failure}");
         }
         if self.is_mounted {

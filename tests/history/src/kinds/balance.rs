@@ -182,7 +182,7 @@ fn convert(world: &mut World) -> Result<()> {
 /// Smaller, and at some point as large as it gets again.
 pub(super) fn resize(world: &mut World) -> Result<()> {
     stir(world)?;
-    let size = btrfs_shadow::image::Image::len(world.image().as_ref());
+    let size = world.size();
     let percent = world.rng.between(40, 95);
     let volume = world.some_volume();
     let backdrop = world.backdrop(std::slice::from_ref(&volume), CALM, OFTEN);

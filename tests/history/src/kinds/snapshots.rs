@@ -74,9 +74,8 @@ fn fragmented(volume: &Path) -> std::io::Result<()> {
     let from = fs::File::open(&source)?;
     from.sync_all()?;
     let to = fs::File::create_new(volume.join("fragmented"))?;
-    (0..FRAGMENTS).try_for_each(|number| {
-        ioctl::clone_range(&from, number * 7 % 64 * 4096, 4096, &to, number * 4096)
-    })
+    (0..FRAGMENTS)
+        .try_for_each(|number| ioctl::clone_range(&from, number * 7 % 64 * 4096, 4096, &to, number * 4096))
 }
 
 /// Touches files all over the large tree, so that some of its leaves are no longer shared.

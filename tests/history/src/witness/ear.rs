@@ -33,6 +33,8 @@ pub enum Heard {
 /// A commit as the verifier reports it.
 #[derive(Debug)]
 pub struct Commit {
+    /// Which file system.
+    pub fsid: String,
     /// Transaction.
     pub generation: u64,
     /// Whether it is a log commit.
@@ -66,6 +68,7 @@ impl Sink for Ear {
                 let report = &commit.report;
                 let (actions, references) = (report.actions, report.references);
                 Heard::Commit(Commit {
+                    fsid: commit.fsid.to_string(),
                     generation: report.generation,
                     is_log: commit.kind == CommitKind::Log,
                     verdict: commit.verdict().name(),

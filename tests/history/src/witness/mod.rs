@@ -6,6 +6,7 @@
 
 mod ear;
 mod picture;
+mod totals;
 
 use std::fmt::Write as _;
 use std::io;
@@ -20,34 +21,10 @@ use parser::SuperBlock;
 
 pub use ear::{Ear, Heard};
 use picture::{Change, Picture};
+pub use totals::Totals;
 
 /// Differences that a failure report quotes.
 const QUOTED: usize = 40;
-
-/// What was seen, in numbers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Transaction commits whose verdict was compared with the oracle.
-    pub commits: u64,
-    /// Of these, those whose size of change was compared as well.
-    pub measured: u64,
-    /// Log commits.
-    pub log_commits: u64,
-    /// Times a file system was opened.
-    pub attached: u64,
-    /// Violations reported.
-    pub violations: u64,
-    /// Differences that the oracle found.
-    pub differences: u64,
-    /// Commits whose verdict was neither clean nor violations.
-    pub unverified: u64,
-    /// References that came or went, over all commits.
-    pub references: u64,
-    /// Commits with subvolumes that were half dropped.
-    pub half_dropped: u64,
-    /// Commits with relocation trees.
-    pub relocating: u64,
-}
 
 /// The witness of one disk.
 pub struct Witness {
@@ -63,9 +40,21 @@ struct State {
     heard: Vec<Heard>,
     last: Option<Picture>,
     last_super: Vec<u8>,
-    totals: Totals,
+    /// By file system, in the order of their first commits.
+    totals: Vec<(String, Totals)>,
     failure: Option<String>,
     log: String,
+}
+
+impl State {
+    fn totals_of(&mut self, fsid: &str) -> &mut Totals {
+        let known = self.totals.iter().position(|(known, _)| known == fsid);
+        let index = known.unwrap_or_else(|| {
+            self.totals.push((fsid.to_owned(), Totals::default()));
+            self.totals.len() - 1
+        });
+        &mut self.totals[index].1
+    }
 }
 
 impl Witness {
@@ -80,7 +69,13 @@ impl Witness {
     /// What was seen so far.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        self.lock().totals
+        self.totals_by_file_system().iter().fold(Totals::default(), Totals::plus)
+    }
+
+    /// The same for each file system there was, in the order of their first commits.
+    #[must_use]
+    pub fn totals_by_file_system(&self) -> Vec<Totals> {
+        self.lock().totals.iter().map(|(_, totals)| *totals).collect()
     }
 
     /// What the run was stopped for.
@@ -136,8 +131,6 @@ impl Witness {
     }
 
     fn compare(&self, state: &mut State, heard: &[Heard], superblock: &[u8]) -> Result<(), String> {
-        state.totals.attached +=
-            heard.iter().filter(|one| matches!(one, Heard::Attach { .. })).count() as u64;
         let violations: Vec<&str> = heard
             .iter()
             .filter_map(|one| match one {
@@ -145,7 +138,6 @@ impl Witness {
                 _ => None,
             })
             .collect();
-        state.totals.violations += violations.len() as u64;
         let commit = heard.iter().find_map(|one| match one {
             Heard::Commit(commit) => Some(commit),
             _ => None,
@@ -155,9 +147,11 @@ impl Witness {
             state.last = Picture::take(self.image.as_ref()).ok();
             return if violations.is_empty() { Ok(()) } else { Err("violations at attach".to_owned()) };
         };
-        state.totals.unverified += u64::from(commit.verdict == "unverified");
+        let totals = state.totals_of(&commit.fsid);
+        totals.violations += violations.len() as u64;
+        totals.unverified += u64::from(commit.verdict == "unverified");
         if commit.is_log {
-            state.totals.log_commits += 1;
+            totals.log_commits += 1;
             return match commit.verdict {
                 "clean" => Ok(()),
                 verdict => Err(format!("log commit in generation {}: {verdict}", commit.generation)),
@@ -171,14 +165,15 @@ impl Witness {
         let now = Picture::take(self.image.as_ref())
             .map_err(|error| format!("generation {generation}: the oracle can't open it: {error}"))?;
         let taken = started.elapsed();
-        state.totals.commits += 1;
-        state.totals.references += commit.references.add + commit.references.drop;
-        state.totals.differences += (now.report.differences.len() + now.report.accounting.len()) as u64;
-        state.totals.half_dropped += u64::from(now.half_dropped > 0);
-        state.totals.relocating += u64::from(now.relocating > 0);
         let last = state.last.take().filter(|last| last.report.generation + 1 == generation);
         let result = agree(commit, &now, last.as_ref());
-        state.totals.measured += u64::from(last.is_some());
+        let totals = state.totals_of(&commit.fsid);
+        totals.commits += 1;
+        totals.references += commit.references.add + commit.references.drop;
+        totals.differences += (now.report.differences.len() + now.report.accounting.len()) as u64;
+        totals.half_dropped += u64::from(now.half_dropped > 0);
+        totals.relocating += u64::from(now.relocating > 0);
+        totals.measured += u64::from(last.is_some());
         let _ = writeln!(
             state.log,
             "{generation}\t{}\t{}\t{}\t{}\t{}\t{}\t{}",
