@@ -8,6 +8,7 @@ use parser::block::Header;
 use crate::codes::Code;
 use crate::forest::Forest;
 use crate::reconcile::Finding;
+use crate::record::RefKey;
 use crate::violation::Violation;
 
 /// Findings that would each say the same about their extent, from which a common cause is concluded.
@@ -15,7 +16,9 @@ const COMMON_CAUSE: usize = 2;
 
 /// Turns findings and the violations of records by themselves into reports.
 pub(crate) fn fold(findings: Vec<Finding>, records: Vec<Violation>, new: &Forest<'_>) -> Vec<Violation> {
-    let (flags, findings) = fold_full_backref(findings, new);
+    let (mut flags, findings) = fold_full_backref(findings, new);
+    let (owners, findings) = fold_owner(findings, new);
+    flags.extend(owners);
     let mut by_extent: BTreeMap<u64, Vec<Violation>> = BTreeMap::new();
     for violation in records {
         by_extent.entry(violation.bytenr).or_default().push(violation);
@@ -104,6 +107,50 @@ fn fold_full_backref(findings: Vec<Finding>, new: &Forest<'_>) -> (Vec<Violation
     (flags, rest)
 }
 
+/// A block with a wrong owner, or one whose backrefs were all recorded for a wrong one: every reference it holds
+/// disagrees in the same way.
+fn fold_owner(findings: Vec<Finding>, new: &Forest<'_>) -> (Vec<Violation>, Vec<Finding>) {
+    let mut by_holder: BTreeMap<(u64, u64, u64), Vec<Finding>> = BTreeMap::new();
+    let mut rest = Vec::new();
+    let mut folded = Vec::new();
+    for finding in findings {
+        match owner_suspect(&finding) {
+            Some(suspect) => by_holder.entry(suspect).or_default().push(finding),
+            None => rest.push(finding),
+        }
+    }
+    for ((holder, held, recorded), findings) in by_holder {
+        if findings.len() < COMMON_CAUSE {
+            rest.extend(findings);
+            continue;
+        }
+        let message = format!(
+            "backpointer mismatch on {} extents that block {holder} refers to: block {holder} is owned by root {}, the \
+             extent tree records its references for root {}: wrong root",
+            findings.len(),
+            held as i64,
+            recorded as i64
+        );
+        let violation = Violation::new(Code::RefWrongRoot, holder, new.nodesize(), message);
+        folded.push(violation.with_worth(held, recorded));
+    }
+    (folded, rest)
+}
+
+/// The block that holds the reference, its root, and the root that is recorded instead.
+fn owner_suspect(finding: &Finding) -> Option<(u64, u64, u64)> {
+    let [one, other] = finding.differences.as_slice() else { return None };
+    let (missing, stale) = if one.held > one.recorded { (one, other) } else { (other, one) };
+    let same_but_root = RefKey { root: missing.key.root, ..stale.key } == missing.key;
+    let balanced = missing.held == missing.recorded + 1 && stale.recorded == stale.held + 1;
+    let site = missing.site.filter(|site| site.block != 0)?;
+    (finding.refused.is_empty() && same_but_root && balanced && missing.key.parent == 0).then_some((
+        site.block,
+        missing.key.root,
+        stale.key.root,
+    ))
+}
+
 /// A block whose flag would explain a finding.
 struct FlagSuspect {
     holder: u64,
@@ -114,13 +161,13 @@ struct FlagSuspect {
 }
 
 fn flag_suspect(finding: &Finding) -> Option<FlagSuspect> {
-    let (missing, stale) = match (finding.refused.as_slice(), finding.differences.as_slice()) {
-        ([], [one, other]) if one.held > one.recorded && other.held < other.recorded => (one.key, other.key),
-        ([], [one, other]) if one.held < one.recorded && other.held > other.recorded => (other.key, one.key),
-        // With the flag clear the block's pointer looks like the one that its owner's copy of it holds rightly.
-        ([refused], [stale]) if refused.code == Code::RefDuplicateTreeRef && stale.held < stale.recorded => {
-            (refused.key?, stale.key)
-        }
+    // With the flag clear the block's pointer looks like the one that its owner's copy of it holds rightly.
+    if finding.refused.iter().any(|refused| refused.code != Code::RefDuplicateTreeRef) {
+        return None;
+    }
+    let (missing, stale) = match finding.differences.as_slice() {
+        [one, other] if one.held > one.recorded && other.held < other.recorded => (one.key, other.key),
+        [one, other] if one.held < one.recorded && other.held > other.recorded => (other.key, one.key),
         _ => return None,
     };
     match (missing.parent, stale.parent) {

@@ -74,7 +74,7 @@ pub fn reconcile(
     shadow.load(bytenr, touched.old.as_deref());
     let known = if touched.id.reborn { Vec::new() } else { residuals.remove(&bytenr).unwrap_or_default() };
     shadow.adjust(bytenr, &known);
-    let mut refused = drive(shadow, &touched, generation);
+    let mut refused = drive(shadow, &touched, &known, generation);
     refused.extend(wrong_length(&touched));
     let differences = differences(shadow.entry(bytenr), &touched);
     let news: Vec<Difference> =
@@ -130,13 +130,22 @@ fn sides(
     })
 }
 
-fn drive(shadow: &mut Shadow, touched: &Touched, generation: u64) -> Vec<Violation> {
+/// What is refused is held, or gone, all the same: the entry follows the trees.
+fn drive(shadow: &mut Shadow, touched: &Touched, known: &[(RefKey, i64)], generation: u64) -> Vec<Violation> {
     let mut refused = Vec::new();
+    let changes = without_repairs(shadow, touched, known);
     // The allocator's own word is not seen from outside: an extent that both sides say is new was allocated.
-    let mut is_new = touched.old.is_none() && touched.new.is_some();
+    let is_held = shadow.entry(touched.id.bytenr).is_some_and(|entry| entry.num_refs > 0);
+    let mut is_new = !is_held
+        && match (&touched.old, &touched.new) {
+            (None, Some(_)) => true,
+            // In the place of a record that nothing referred to.
+            (Some(old), Some(new)) => (old.generation, old.level) != (new.generation, new.level),
+            (_, None) => false,
+        };
     let len_of = |change: &NetChange| touched.new.as_ref().map_or(change.len, |record| record.len);
-    let adds = touched.changes.iter().filter(|(_, change)| change.net > 0);
-    let drops = touched.changes.iter().filter(|(_, change)| change.net < 0);
+    let adds = changes.iter().filter(|(_, change)| change.net > 0);
+    let drops = changes.iter().filter(|(_, change)| change.net < 0);
     for (key, change) in adds {
         let kind = if std::mem::take(&mut is_new) { ActionKind::Alloc } else { ActionKind::Add };
         let action = Action {
@@ -148,7 +157,10 @@ fn drive(shadow: &mut Shadow, touched: &Touched, generation: u64) -> Vec<Violati
             generation,
             site: change.added.unwrap_or_default(),
         };
-        refused.extend(shadow.modify(&action).err().map(|violation| *violation));
+        if let Err(violation) = shadow.modify(&action) {
+            refused.push(*violation);
+            shadow.adjust(touched.id.bytenr, &[(*key, change.net)]);
+        }
     }
     for (key, change) in drops {
         let action = Action {
@@ -160,24 +172,50 @@ fn drive(shadow: &mut Shadow, touched: &Touched, generation: u64) -> Vec<Violati
             generation,
             site: change.dropped.unwrap_or_default(),
         };
-        refused.extend(shadow.modify(&action).err().map(|violation| *violation));
+        if let Err(violation) = shadow.modify(&action) {
+            refused.push(*violation);
+            shadow.adjust(touched.id.bytenr, &[(*key, change.net)]);
+        }
     }
     refused
+}
+
+/// The changes without those references that were known to be lost, and are back: these are added at once, as no rule
+/// of the state machine holds for them.
+fn without_repairs(
+    shadow: &mut Shadow,
+    touched: &Touched,
+    known: &[(RefKey, i64)],
+) -> Vec<(RefKey, NetChange)> {
+    let mut changes = touched.changes.clone();
+    for (key, change) in &mut changes {
+        let Some((_, more)) = known.iter().find(|(known, _)| known == key) else { continue };
+        if *more < 0 && change.net > 0 {
+            let repaired = change.net.min(more.saturating_neg());
+            shadow.adjust(touched.id.bytenr, &[(*key, repaired)]);
+            change.net -= repaired;
+        }
+    }
+    changes
 }
 
 /// A file extent must name the length that the extent item has.
 fn wrong_length(touched: &Touched) -> Option<Violation> {
     let record = touched.new.as_ref().filter(|record| !record.metadata())?;
-    let added = touched.changes.iter().find(|(_, change)| change.added.is_some() && change.len != record.len);
-    let (key, change) =
-        added.filter(|(key, change)| !key.metadata && (change.net > 0 || change.len_differs))?;
+    let wrong = |change: &NetChange| {
+        let lens = [Some(change.len), change.other_len];
+        lens.into_iter().flatten().find(|len| change.added.is_some() && *len != record.len)
+    };
+    let mut added = touched.changes.iter().filter_map(|(key, change)| Some((key, change, wrong(change)?)));
+    let (key, change, len) =
+        added.find(|(key, change, _)| !key.metadata && (change.net > 0 || change.len_differs))?;
     let site = change.added.unwrap_or_default();
     let message = format!(
         "data extent[{}, {}] size mismatch, file extent item has {}, {key} (held by block {} slot {})",
-        record.bytenr, record.len, change.len, site.block, site.slot
+        record.bytenr, record.len, len, site.block, site.slot
     );
     let violation = Violation::new(Code::RefExtentLength, record.bytenr, record.len, message);
-    Some(violation.with_worth(record.len, change.len).with_key(*key))
+    Some(violation.with_worth(record.len, len).with_key(*key))
 }
 
 /// Every reference on which shadow and record disagree.

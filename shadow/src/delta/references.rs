@@ -11,6 +11,8 @@
 //! Most blocks that are born are copies of one that dies (copy on write), and hold nearly the same references. Such
 //! pairs are compared first ([`pairs`]), so that what is in both costs nothing.
 
+mod leaks;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -49,6 +51,8 @@ pub struct NetChange {
     pub dropped: Option<Site>,
     /// Length that the adding file extents name; 0 for tree blocks.
     pub len: u64,
+    /// Another length that one of them names.
+    pub other_len: Option<u64>,
     /// Whether the dropped file extents named another length.
     pub len_differs: bool,
 }
@@ -126,6 +130,7 @@ pub fn reference_delta(inputs: Inputs<'_, '_>) -> ReferenceDelta {
     walk.forms_of_survivors();
     walk.adds();
     walk.drops();
+    walk.leaks();
     walk.finish()
 }
 
@@ -154,6 +159,10 @@ struct Walk<'a, 'r> {
     /// Blocks that stay, whose references are already counted under their new form.
     reformed: HashSet<u64>,
     pairs: Pairs,
+    /// Blocks that could not be used as the pointers to them say. Another pointer may be right.
+    unborn: HashSet<u64>,
+    /// Blocks whose references have been dropped.
+    dead: HashSet<u64>,
     counts: HashMap<ExtentId, i64>,
     net: HashMap<(ExtentId, RefKey), NetChange>,
     adds: Vec<Add>,
@@ -172,6 +181,8 @@ impl<'a, 'r> Walk<'a, 'r> {
             new_masks,
             reformed: HashSet::new(),
             pairs: Pairs::default(),
+            unborn: HashSet::new(),
+            dead: HashSet::new(),
             counts: HashMap::new(),
             net: HashMap::new(),
             adds: Vec::new(),
@@ -286,12 +297,15 @@ impl<'a, 'r> Walk<'a, 'r> {
             };
             let change = self.net.entry((id, edge.key)).or_default();
             change.net += 1;
-            change.added = Some(edge.site);
+            if change.added.replace(edge.site).is_some() && change.len != len {
+                change.other_len = Some(change.len);
+            }
             change.len = len;
             if let Target::Tree(expect) = edge.target {
                 let count = self.count(id);
                 self.counts.insert(id, count.saturating_add(1));
-                if count <= 0 {
+                let is_birth = count <= 0 && !self.was_leaked(id, &expect);
+                if is_birth || self.unborn.contains(&id.bytenr) {
                     self.birth(&expect);
                 } else if !checked {
                     self.check_pointer(id, &expect, edge.site);
@@ -307,7 +321,8 @@ impl<'a, 'r> Walk<'a, 'r> {
             change.net -= 1;
             change.dropped = Some(edge.site);
             if let Target::Data { len } = edge.target {
-                change.len_differs |= change.added.is_some() && change.len != len;
+                let differs = change.len != len || change.other_len.is_some();
+                change.len_differs |= change.added.is_some() && differs;
             }
             if let Target::Tree(expect) = edge.target {
                 let count = self.count(id).saturating_sub(1);
@@ -328,12 +343,11 @@ impl<'a, 'r> Walk<'a, 'r> {
     /// still there: then it leaked, which is one fault, not one for each of its children.
     fn death(&mut self, expect: &Expect) {
         self.result.died += 1;
-        let still_there = !self.inputs.replaced.contains(expect.bytenr)
-            && match (self.old_record(expect.bytenr), self.new_record(expect.bytenr)) {
-                (Some(old), Some(new)) => old.generation == new.generation && new.refs > 0,
-                _ => false,
-            };
+        let (old, new) = (self.old_record(expect.bytenr), self.new_record(expect.bytenr));
+        let still_there =
+            !self.inputs.replaced.contains(expect.bytenr) && is_same_extent(old.as_deref(), new.as_deref());
         if !still_there {
+            self.dead.insert(expect.bytenr);
             self.push_dead(expect);
         }
     }
@@ -344,8 +358,12 @@ impl<'a, 'r> Walk<'a, 'r> {
         // All copies were written for this commit, and must be good.
         let (block, bad_copies) = match self.inputs.new.read_copies(expect, Copies::All) {
             Ok(found) => found,
-            Err(problem) => return self.result.problems.push(problem),
+            Err(problem) => {
+                self.unborn.insert(expect.bytenr);
+                return self.result.problems.push(problem);
+            }
         };
+        self.unborn.remove(&expect.bytenr);
         self.result.violations.extend(bad_copies);
         let Some(view) = block.view() else { return };
         let record = self.new_record(expect.bytenr);
@@ -377,7 +395,11 @@ impl<'a, 'r> Walk<'a, 'r> {
         if let Some(mut rest) = self.pairs.take_rest(expect.bytenr) {
             return self.drops.append(&mut rest);
         }
-        if let Some(mut held) = self.edges_before(expect) {
+        // The pointer that goes last need not be one that was right.
+        let record = self.old_record(expect.bytenr);
+        let by_record = record.as_deref().and_then(survivor);
+        let right = by_record.filter(|_| self.inputs.old.read(expect).is_err()).unwrap_or(*expect);
+        if let Some(mut held) = self.edges_before(&right) {
             self.drops.append(&mut held);
         }
     }
@@ -493,8 +515,10 @@ impl<'a, 'r> Walk<'a, 'r> {
         if id.reborn {
             return 0;
         }
-        let recorded =
-            self.old_record(id.bytenr).map_or(0, |record| i64::try_from(record.refs).unwrap_or(i64::MAX));
+        // The residuals are about backrefs, which the refs field may contradict.
+        let recorded = self
+            .old_record(id.bytenr)
+            .map_or(0, |record| i64::try_from(record.backref_sum()).unwrap_or(i64::MAX));
         let known = self.inputs.residuals.get(&id.bytenr);
         let known_wrong: i64 = known.map_or(0, |keys| keys.iter().map(|(_, more)| more).sum());
         recorded.saturating_add(known_wrong)
@@ -546,6 +570,14 @@ fn survivor(record: &ExtentRecord) -> Option<Expect> {
         owner: crate::forest::OwnerRule::Any,
         from: (0, 0),
     })
+}
+
+/// Whether both records are of one extent, which the newer says is in use.
+fn is_same_extent(old: Option<&ExtentRecord>, new: Option<&ExtentRecord>) -> bool {
+    match (old, new) {
+        (Some(old), Some(new)) => old.generation == new.generation && new.refs > 0,
+        _ => false,
+    }
 }
 
 fn same_root(a: &Edge, b: &Edge) -> bool {

@@ -4,5 +4,6 @@ mod blocks;
 mod clean;
 mod faults;
 mod items;
+mod mended;
 mod pointers;
 mod random;
