@@ -62,7 +62,8 @@ pub fn mutate_block(bytes: &mut [u8], kind: &Kind, seed: u64) -> Option<Planted>
     let csum = checksum_type(bytes)?;
     let header = Block::parse(bytes).ok()?.header();
     let (block, level) = (header.bytenr(), header.level());
-    if !kind.place.admits(header.owner(), level) {
+    // A block of a relocation has FULL_BACKREF from the start.
+    if !kind.place.admits(header.owner(), level) || (kind.needs_new_block && header.is_reloc()) {
         return None;
     }
     let mut rng = Rng::new(seed);

@@ -105,7 +105,7 @@ pub fn choose(
         };
         let (planted, writes) = plant(kind, &scene, &mut rng)?;
         // `check` is content with one good copy.
-        let online_only = kind.name.ends_with("-copy");
+        let online_only = kind.name == "write-lost-second-copy";
         Some(Trial { history, step: target.step, planted, writes, online_only })
     };
     places.into_iter().filter_map(trial).take(wanted).collect()
