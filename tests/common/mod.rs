@@ -161,7 +161,8 @@ impl Backend {
     /// Asks it to end (SIGTERM), and waits.
     pub fn terminate(self) -> Outcome {
         let pid = self.child.id().to_string();
-        let status = Command::new("kill").args(["-TERM", &pid]).status().expect("kill");
+        // The shell's own: the program of that name is not everywhere.
+        let status = Command::new("sh").args(["-c", "kill -TERM $0", &pid]).status().expect("sh");
         assert!(status.success(), "the backend was gone before it was asked to end: {}", self.text("stderr"));
         self.wait()
     }

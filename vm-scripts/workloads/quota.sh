@@ -54,6 +54,7 @@ while [ $round -le "$ROUNDS" ]; do
 done
 touch /tmp/stop
 wait $!
+wait_for_deletions
 quietly btrfs quota enable /mnt
 quietly btrfs quota rescan -w /mnt
 remember_all
