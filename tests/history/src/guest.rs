@@ -18,7 +18,7 @@ use crate::world::World;
 /// # Errors
 /// When the file system doesn't stay well.
 pub fn run(kind: &Kind, device: &Path, seed: u64, commits: u64, most: Duration) -> Result<()> {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::of(seed, kind.name);
     let (mkfs, options) = ((kind.mkfs)(&mut rng), (kind.mount)(&mut rng));
     println!("history: kind {} seed {seed} mkfs [{mkfs}] mount [{options}]", kind.name);
     let mut arguments = vec!["-q", "-f"];

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use btrfs_shadow::fault::FaultSpec;
 use clap::{Args, Parser, Subcommand};
 use history::guest;
 use history::kinds::{self, Kind};
@@ -60,6 +61,9 @@ struct Run {
     /// Mount options, in place of chosen ones
     #[arg(long)]
     mount: Option<String>,
+    /// Break something on purpose, as `btrfs-shadow serve --plant-fault` does
+    #[arg(long)]
+    plant_fault: Option<FaultSpec>,
     /// Keep images and events of histories without a finding, too
     #[arg(long)]
     keep: bool,
@@ -159,6 +163,7 @@ fn run_all(options: &Run) -> Result<bool> {
             size: options.size << 20,
             mkfs: options.mkfs.clone(),
             mount: options.mount.clone(),
+            fault: options.plant_fault,
         };
         let Outcome { totals, failure, about, elapsed } = run::run(kind, &plan)?;
         print_row("host", kind.name, &totals, failure.is_some(), elapsed.as_secs());

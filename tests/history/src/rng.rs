@@ -11,6 +11,14 @@ impl Rng {
         Rng(seed)
     }
 
+    /// The generator of `seed` for the kind `name`, so that kinds differ in what they choose.
+    #[must_use]
+    pub fn of(seed: u64, name: &str) -> Self {
+        // FNV-1a.
+        let mix = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        Rng(name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, mix))
+    }
+
     /// The next 64 bits.
     pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use btrfs_shadow::capture::{Capture, CaptureShared, Message};
 use btrfs_shadow::events::{JsonSink, Sinks};
+use btrfs_shadow::fault::{FaultPlan, FaultSpec};
 use btrfs_shadow::image::Image;
 use btrfs_shadow::tap::Tap;
 use btrfs_shadow::verifier::{self, AuditMode, Summary, VerifierOptions};
@@ -46,6 +47,8 @@ pub struct Plan {
     pub mkfs: Option<String>,
     /// Mount options in place of chosen ones.
     pub mount: Option<String>,
+    /// A fault to plant, to see it found.
+    pub fault: Option<FaultSpec>,
 }
 
 /// What came of a history.
@@ -72,11 +75,18 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Starts the verifier of the image at `path`, opened as `image`; events go to `dir`.
+    /// Starts the verifier of the image at `path`, opened as `image`; events go to `dir`. A `fault` is planted in
+    /// what the kernel writes.
     ///
     /// # Errors
     /// When a file or a thread can't be made.
-    pub fn start(image: &Arc<dyn Image>, path: &Path, dir: &Path, about: String) -> Result<Self> {
+    pub fn start(
+        image: &Arc<dyn Image>,
+        path: &Path,
+        dir: &Path,
+        about: String,
+        fault: Option<FaultSpec>,
+    ) -> Result<Self> {
         let witness = Witness::new(Arc::clone(image), path, dir, about);
         let events = dir.join("events.ndjson");
         let file = File::create(&events).with_context(|| format!("can't make {}", events.display()))?;
@@ -85,7 +95,7 @@ impl Stack {
         sinks.push(Box::new(Ear(Arc::clone(&witness))));
         let shared = Arc::new(CaptureShared::new(Arc::clone(image), CAPTURE_MEMORY));
         let (sender, messages) = crossbeam_channel::unbounded();
-        let capture = Capture::new(Arc::clone(&shared), sender.clone(), None);
+        let capture = Capture::new(Arc::clone(&shared), sender.clone(), fault.map(FaultPlan::new));
         let tap: Arc<dyn Tap> = Arc::new(Watched::new(Arc::new(capture), Arc::clone(&witness)));
         let options = VerifierOptions { shadow_memory: SHADOW_MEMORY, audit: AuditMode::Before };
         let channel = (sender.clone(), messages);
@@ -117,7 +127,7 @@ fn knows_simple_quotas() -> bool {
 pub fn run(kind: &Kind, plan: &Plan) -> Result<Outcome> {
     let started = Instant::now();
     std::fs::create_dir_all(&plan.dir).with_context(|| format!("can't make {}", plan.dir.display()))?;
-    let mut rng = Rng::new(plan.seed);
+    let mut rng = Rng::of(plan.seed, kind.name);
     let mkfs = plan.mkfs.clone().unwrap_or_else(|| (kind.mkfs)(&mut rng));
     let options = plan.mount.clone().unwrap_or_else(|| (kind.mount)(&mut rng));
     let path = plan.dir.join("disk.img");
@@ -125,7 +135,7 @@ pub fn run(kind: &Kind, plan: &Plan) -> Result<Outcome> {
     let about = format!("kind {} seed {} mkfs [{mkfs}] mount [{options}]", kind.name, plan.seed);
     let gate = Arc::new(Gate::open(&path, kind.cuts_power)?);
     let image: Arc<dyn Image> = Arc::clone(&gate) as Arc<dyn Image>;
-    let stack = Stack::start(&image, &path, &plan.dir, about.clone())?;
+    let stack = Stack::start(&image, &path, &plan.dir, about.clone(), plan.fault)?;
     let (tap, witness) = (Arc::clone(&stack.tap), Arc::clone(&stack.witness));
     tap.connected();
     let frontend = Frontend::new(&plan.dir, gate, Arc::clone(&tap))?;

@@ -22,7 +22,7 @@ pub fn serve(path: &Path, socket: PathBuf, dir: &Path, once: bool) -> Result<(Ve
     signals::stop_on_signal(&stop)?;
     let image: Arc<dyn Image> = Arc::new(RawImage::open(path, false)?);
     let about = format!("guest on {}", path.display());
-    let stack = Stack::start(&image, path, dir, about)?;
+    let stack = Stack::start(&image, path, dir, about, None)?;
     let mut server = Server::bind(
         Socket::Path(socket),
         Arc::clone(&image),
