@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Result, bail};
 use btrfs_shadow::image::Image as _;
@@ -27,6 +28,9 @@ pub trait Ground {
 
     /// What the witness objects to.
     fn failure(&self) -> Option<String>;
+
+    /// Makes every read from the disk take some milliseconds, where that can be done.
+    fn slow_down(&self, milliseconds: u64);
 
     /// Cuts the power: every request fails from now on.
     ///
@@ -72,6 +76,10 @@ impl Ground for Host {
         self.witness.failure()
     }
 
+    fn slow_down(&self, milliseconds: u64) {
+        self.frontend.image.read_delay.store(milliseconds, Ordering::Relaxed);
+    }
+
     fn cut(&mut self, rng: &mut Rng) -> Result<Cut> {
         Ok(self.frontend.image.cut(rng)?)
     }
@@ -115,6 +123,8 @@ impl Ground for Guest {
     fn failure(&self) -> Option<String> {
         None
     }
+
+    fn slow_down(&self, _: u64) {}
 
     fn cut(&mut self, _: &mut Rng) -> Result<Cut> {
         bail!("a guest can't cut its own power")

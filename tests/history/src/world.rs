@@ -88,6 +88,12 @@ impl World {
         self.ground.commits().unwrap_or(self.asked)
     }
 
+    /// Makes reads from the disk slow, or fast again with 0.
+    pub fn slow_down(&mut self, milliseconds: u64) {
+        self.ground.slow_down(milliseconds);
+        self.note(&format!("reads take {milliseconds} ms"));
+    }
+
     /// A path that hasn't been used.
     pub fn new_path(&mut self, prefix: &str) -> PathBuf {
         self.next_name += 1;

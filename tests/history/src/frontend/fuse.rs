@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
 use btrfs_shadow::image::Image as _;
@@ -144,6 +145,10 @@ impl Filesystem for Disk {
     ) {
         if self.image.is_dead() {
             return reply.error(Errno::EIO);
+        }
+        let delay = self.image.read_delay.load(Ordering::Relaxed);
+        if delay > 0 {
+            std::thread::sleep(Duration::from_millis(delay));
         }
         let size = u64::from(size).min(self.image.len().saturating_sub(offset));
         let mut bytes = vec![0; size as usize];

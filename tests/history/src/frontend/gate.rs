@@ -28,6 +28,8 @@ pub struct Gate {
     still: RwLock<()>,
     dead: AtomicBool,
     journal: Mutex<Journal>,
+    /// Milliseconds that a read through the frontend takes longer than it has to.
+    pub read_delay: AtomicU64,
     /// How often the disk was flushed, by whoever asks.
     pub flushes: AtomicU64,
 }
@@ -62,6 +64,7 @@ impl Gate {
             still: RwLock::new(()),
             dead: AtomicBool::new(false),
             journal: Mutex::new(Journal { enabled: journal, ..Journal::default() }),
+            read_delay: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
         })
     }

@@ -147,14 +147,21 @@ fn deletions(world: &mut World) -> Result<()> {
             world.delete_some_volume();
         }
     }
-    commit_often(world);
+    commit_often(world, 600);
     match world.rng.below(4) {
         // The next mount goes on with what is half dropped, and finds none of it in memory.
         0..=2 => {
             world.delete_some_volume();
             world.commit()?;
             world.remount()?;
-            commit_often(world);
+            let milliseconds = world.rng.below(4);
+            world.slow_down(milliseconds);
+            commit_often(world, 2500);
+            // Half of the time the file system is unmounted once more before the deletion is done.
+            let outcome = if world.rng.chance(50) { world.remount() } else { Ok(()) };
+            world.slow_down(0);
+            outcome?;
+            commit_often(world, 600);
         }
         _ => {
             world.btrfs("subvolume sync @");
@@ -164,10 +171,10 @@ fn deletions(world: &mut World) -> Result<()> {
 }
 
 /// A deletion stops at each commit that somebody asks for, and leaves its cursor on the disk.
-fn commit_often(world: &mut World) {
+fn commit_often(world: &mut World, milliseconds: u64) {
     let volume = world.some_volume();
     let backdrop = world.backdrop(&[volume], CALM, Some(Duration::from_millis(1)));
-    world.wait(600);
+    world.wait(milliseconds);
     drop(backdrop);
 }
 
