@@ -36,6 +36,7 @@ pub struct Session {
     commands: Option<ChildStdin>,
     answers: Receiver<String>,
     script: PathBuf,
+    mount_point: PathBuf,
 }
 
 impl Session {
@@ -62,7 +63,7 @@ impl Session {
             }
         });
         let script = image.path().with_file_name("script");
-        let mut session = Session { commands: shell.stdin.take(), shell, answers, script };
+        let mut session = Session { commands: shell.stdin.take(), shell, answers, script, mount_point };
         session.expect("mounted", &mut || ());
         session
     }
@@ -77,6 +78,13 @@ impl Session {
         writeln!(commands, "{}", self.script.display()).expect("a shell that listens");
         self.expect("done", &mut watch);
         watch();
+    }
+
+    /// The mounted directory as this process, which is outside the namespace, can reach it.
+    #[must_use]
+    pub fn directory(&self) -> PathBuf {
+        let inside = self.mount_point.strip_prefix("/").unwrap_or(&self.mount_point);
+        PathBuf::from(format!("/proc/{}/root", self.shell.id())).join(inside)
     }
 
     /// Unmounts. What that commits has been committed when it returns.
