@@ -60,10 +60,16 @@ pub struct Form {
 
 /// Hands every reference that `block` holds to `visit`. `expect` is how the block was reached. Returns what is
 /// malformed in it.
-pub fn for_each(
+pub fn for_each(block: &Block<'_>, expect: &Expect, form: Form, visit: impl FnMut(Edge)) -> Vec<Violation> {
+    for_each_where(block, expect, form, |_| true, visit)
+}
+
+/// Like [`for_each`], for those slots that are `wanted`.
+pub fn for_each_where(
     block: &Block<'_>,
     expect: &Expect,
     form: Form,
+    wanted: impl Fn(usize) -> bool,
     mut visit: impl FnMut(Edge),
 ) -> Vec<Violation> {
     let header = block.header();
@@ -73,7 +79,8 @@ pub fn for_each(
         Block::Node(node) => {
             let level = header.level().saturating_sub(1);
             let key = if form.full { RefKey::shared_tree(bytenr, level) } else { RefKey::tree(owner, level) };
-            for (slot, ptr) in node.ptrs().enumerate().skip(form.first_slot) {
+            for (slot, ptr) in node.ptrs().enumerate().skip(form.first_slot).filter(|(slot, _)| wanted(*slot))
+            {
                 let target = Target::Tree(expect.child(&header, slot, &ptr));
                 visit(Edge {
                     item: ptr.key,
@@ -86,7 +93,7 @@ pub fn for_each(
         }
         Block::Leaf(leaf) => {
             for (slot, (key, data)) in leaf.items().enumerate() {
-                if key.item_type != item::EXTENT_DATA {
+                if key.item_type != item::EXTENT_DATA || !wanted(slot) {
                     continue;
                 }
                 let range = match FileExtent::parse(data) {

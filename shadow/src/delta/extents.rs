@@ -12,6 +12,9 @@ use crate::record::{BuiltRecord, ExtentRecord, RecordBuilder, is_record_item};
 use crate::tree::{Searcher, diff};
 use crate::violation::Violation;
 
+/// Room for the extents that a small commit changes.
+const ROOM: usize = 128;
+
 /// Looks extents up in the extent tree of one commit.
 pub struct Records<'a> {
     forest: Forest<'a>,
@@ -24,7 +27,7 @@ impl<'a> Records<'a> {
     #[must_use]
     pub fn new(forest: Forest<'a>) -> Self {
         let searcher = Searcher::new(forest, forest.snapshot.tree(ids::EXTENT_TREE));
-        Records { forest, searcher, known: HashMap::new() }
+        Records { forest, searcher, known: HashMap::with_capacity(ROOM) }
     }
 
     /// What is recorded about the extent at `bytenr`; `None` when there is no extent item.

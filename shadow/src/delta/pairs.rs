@@ -4,8 +4,9 @@
 //! pointers that both have were checked when the original was.
 
 use hashbrown::HashMap;
+use parser::{Block, Key, Node};
 
-use crate::edges::{Edge, Target};
+use crate::edges::{Edge, Form, Target};
 use crate::forest::Expect;
 
 /// What a block was copied from.
@@ -47,6 +48,73 @@ impl Pairs {
     /// What is left to be dropped when the original at `bytenr` dies; `None` when it was compared with nothing.
     pub(super) fn take_rest(&mut self, bytenr: u64) -> Option<Vec<Edge>> {
         self.rests.remove(&bytenr)
+    }
+}
+
+/// Slots of two blocks, each in key order, whose references are the same by a look at their bytes.
+#[derive(Debug, Default)]
+pub(super) struct Common {
+    original: Vec<bool>,
+    copy: Vec<bool>,
+}
+
+impl Common {
+    /// Compares two blocks and the forms in which they hold their references.
+    pub(super) fn new(original: (&Block<'_>, Form), copy: (&Block<'_>, Form)) -> Self {
+        let (header, other) = (original.0.header(), copy.0.header());
+        let same_keys = header.owner() == other.owner() && header.level() == other.level();
+        if !same_keys || original.1 != Form::default() || copy.1 != Form::default() {
+            return Common::default();
+        }
+        match (original.0, copy.0) {
+            (Block::Node(old), Block::Node(new)) => {
+                let at =
+                    |node: &Node<'_>, slot| node.ptr(slot).map(|ptr| (ptr.key, (ptr.bytenr, ptr.generation)));
+                Common::merge((old.len(), new.len()), |slot| at(old, slot), |slot| at(new, slot))
+            }
+            (Block::Leaf(old), Block::Leaf(new)) => Common::merge(
+                (old.len(), new.len()),
+                |slot| old.key(slot).map(|key| (key, old.data(slot))),
+                |slot| new.key(slot).map(|key| (key, new.data(slot))),
+            ),
+            _ => Common::default(),
+        }
+    }
+
+    fn merge<T: PartialEq>(
+        lens: (usize, usize),
+        original: impl Fn(usize) -> Option<(Key, T)>,
+        copy: impl Fn(usize) -> Option<(Key, T)>,
+    ) -> Self {
+        let mut common = Common { original: Vec::with_capacity(lens.0), copy: Vec::with_capacity(lens.1) };
+        let (mut old, mut new) = (original(0), copy(0));
+        while let (Some((old_key, old_value)), Some((new_key, new_value))) = (&old, &new) {
+            let order = old_key.cmp(new_key);
+            let same = order.is_eq() && old_value == new_value;
+            if order.is_le() {
+                common.original.push(same);
+            }
+            if order.is_ge() {
+                common.copy.push(same);
+            }
+            if order.is_le() {
+                old = original(common.original.len());
+            }
+            if order.is_ge() {
+                new = copy(common.copy.len());
+            }
+        }
+        common
+    }
+
+    /// Whether the copy holds the same as this slot of the original.
+    pub(super) fn is_kept(&self, slot: usize) -> bool {
+        self.original.get(slot) == Some(&true)
+    }
+
+    /// Whether the original held the same as this slot of the copy.
+    pub(super) fn is_copied(&self, slot: usize) -> bool {
+        self.copy.get(slot) == Some(&true)
     }
 }
 

@@ -23,12 +23,15 @@ use parser::{Key, RootItem, ids};
 use crate::codes::Code;
 use crate::delta::extents::{ExtentDelta, Records};
 use crate::delta::masks::{self, Masks};
-use crate::delta::pairs::{self, Pairs};
+use crate::delta::pairs::{self, Common, Pairs};
 use crate::edges::{self, Edge, Form, Target};
 use crate::forest::{BlockProblem, Copies, Expect, Forest, RootId};
 use crate::record::{ExtentRecord, RefKey, Site};
 use crate::source::TreeBlock;
 use crate::violation::Violation;
+
+/// Room for the references that a small commit changes, so that nothing has to grow.
+const ROOM: usize = 256;
 
 /// An extent. Logical addresses of a removed chunk can be taken by a new one in the same transaction: then one
 /// address stands for two extents, the old and the new.
@@ -183,10 +186,10 @@ impl<'a, 'r> Walk<'a, 'r> {
             pairs: Pairs::default(),
             unborn: HashSet::new(),
             dead: HashSet::new(),
-            counts: HashMap::new(),
-            net: HashMap::new(),
-            adds: Vec::new(),
-            drops: Vec::new(),
+            counts: HashMap::with_capacity(ROOM),
+            net: HashMap::with_capacity(ROOM),
+            adds: Vec::with_capacity(ROOM),
+            drops: Vec::with_capacity(ROOM),
             result,
         }
     }
@@ -369,16 +372,27 @@ impl<'a, 'r> Walk<'a, 'r> {
         let record = self.new_record(expect.bytenr);
         self.check_born_record(&view.header(), record.as_deref());
         let form = self.new_form(expect.bytenr, record.as_deref());
-        let mut born = Vec::new();
-        let violations = edges::for_each(&view, expect, form, |edge| born.push(edge));
-        self.result.violations.extend(violations);
         let original = self.pairs.original_of(expect.bytenr);
-        let held_before =
-            original.and_then(|original| Some((original, self.edges_before(&original.expect)?)));
-        let Some((original, held_before)) = held_before else {
+        let before = original.and_then(|original| Some((original, self.block_before(&original.expect)?)));
+        let before =
+            before.as_ref().and_then(|(original, (block, form))| Some((original, block.view()?, *form)));
+        // What is in both is left out, where it cancels out.
+        let common = before
+            .as_ref()
+            .filter(|(original, ..)| original.gone)
+            .map(|(_, old, old_form)| Common::new((old, *old_form), (&view, form)))
+            .unwrap_or_default();
+        let mut born = Vec::new();
+        let is_new = |slot| !common.is_copied(slot);
+        let violations = edges::for_each_where(&view, expect, form, is_new, |edge| born.push(edge));
+        self.result.violations.extend(violations);
+        let Some((original, old, old_form)) = before else {
             return self.adds.extend(born.into_iter().map(Add::unchecked));
         };
-        let compared = pairs::compare(held_before, born);
+        let mut held = Vec::new();
+        let is_gone = |slot| !common.is_kept(slot);
+        edges::for_each_where(&old, &original.expect, old_form, is_gone, |edge| held.push(edge));
+        let compared = pairs::compare(held, born);
         for (old, new) in &compared.same_place {
             self.propose_pair(old, new);
         }
@@ -415,8 +429,15 @@ impl<'a, 'r> Walk<'a, 'r> {
 
     /// What a block of the last commit holds, in the form in which it is counted now.
     fn edges_before(&mut self, expect: &Expect) -> Option<Vec<Edge>> {
+        let (block, form) = self.block_before(expect)?;
+        let mut held = Vec::new();
+        edges::for_each(&block.view()?, expect, form, |edge| held.push(edge));
+        Some(held)
+    }
+
+    /// A block of the last commit, and the form in which its references are counted now.
+    fn block_before(&mut self, expect: &Expect) -> Option<(Arc<TreeBlock>, Form)> {
         let block = self.read(self.inputs.old, expect)?;
-        let view = block.view()?;
         let bytenr = expect.bytenr;
         let form = if self.reformed.contains(&bytenr) {
             let record = self.new_record(bytenr);
@@ -425,9 +446,7 @@ impl<'a, 'r> Walk<'a, 'r> {
             let record = self.old_record(bytenr);
             self.old_form(bytenr, record.as_deref())
         };
-        let mut held = Vec::new();
-        edges::for_each(&view, expect, form, |edge| held.push(edge));
-        Some(held)
+        Some((block, form))
     }
 
     fn read(&mut self, forest: Forest<'_>, expect: &Expect) -> Option<Arc<TreeBlock>> {
@@ -463,15 +482,15 @@ impl<'a, 'r> Walk<'a, 'r> {
     /// A pointer that is new, to a block that is not: what it says must be true of the block. A block that was
     /// born in this commit was checked against the first pointer to it.
     fn check_pointer(&mut self, id: ExtentId, expect: &Expect, site: Site) {
+        if let Err(problem) = self.inputs.new.read(expect) {
+            return self.result.problems.push(problem);
+        }
         if !id.reborn
             && expect.generation == self.inputs.new.snapshot.generation
             && let Some(old) = self.old_record(id.bytenr)
             && old.generation < expect.generation
         {
-            return self.reallocated(&old, expect, site);
-        }
-        if let Err(problem) = self.inputs.new.read(expect) {
-            self.result.problems.push(problem);
+            self.reallocated(&old, expect, site);
         }
     }
 

@@ -165,6 +165,34 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// Passes over what both cursors have in common from where they stand, as far as it is in one block of each:
+    /// pointers to the same subtrees, or items with the same data.
+    pub(super) fn skip_common(&mut self, other: &mut Cursor<'_>) {
+        if self.root.is_some() || other.root.is_some() {
+            return;
+        }
+        let (Some(one), Some(two)) = (self.stack.last_mut(), other.stack.last_mut()) else { return };
+        let (at, of) = (one.slot, two.slot);
+        let count = match (one.block.view(), two.block.view()) {
+            (Some(Block::Node(a)), Some(Block::Node(b))) if a.header().level() == b.header().level() => {
+                let same = |n: &usize| a.ptr(at + n).is_some_and(|ptr| b.ptr(of + n) == Some(ptr));
+                (0..).take_while(same).count()
+            }
+            (Some(Block::Leaf(a)), Some(Block::Leaf(b))) => {
+                let same = |n: &usize| {
+                    a.key(at + n).is_some_and(|key| b.key(of + n) == Some(key))
+                        && a.data(at + n) == b.data(of + n)
+                };
+                (0..).take_while(same).count()
+            }
+            _ => 0,
+        };
+        one.slot += count;
+        two.slot += count;
+        self.pop_finished();
+        other.pop_finished();
+    }
+
     fn pop_finished(&mut self) {
         while let Some(frame) = self.stack.last() {
             let len = match frame.block.view() {

@@ -55,6 +55,7 @@ pub fn diff(
     let mut old = Cursor::new(old.0, old.1);
     let mut new = Cursor::new(new.0, new.1);
     loop {
+        old.skip_common(&mut new);
         match (old.position(), new.position()) {
             (Position::End, Position::End) => break,
             (Position::Subtree(a), Position::Subtree(b)) => meet_subtrees(&mut old, &mut new, &a, &b),
