@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use shadow::RuleSwitch;
+
 use crate::fault::FaultSpec;
 use crate::verifier::AuditMode;
 
@@ -41,6 +43,8 @@ pub enum Command {
     Serve(Serve),
     /// Check a whole image at once, read-only, by the same rules
     Check(Check),
+    /// List all rules: code, severity, what it says
+    Rules(Rules),
 }
 
 /// Options of `check`.
@@ -57,6 +61,30 @@ pub struct Check {
     /// Print events as JSON, one object a line
     #[arg(long)]
     pub json: bool,
+    /// Which rules count.
+    #[command(flatten)]
+    pub rules: RuleOptions,
+}
+
+/// Which rules count, and how much.
+#[derive(Debug, Args)]
+pub struct RuleOptions {
+    /// Switch a rule, or a family (space/*): CODE=off is not reported, CODE=warn is reported as a warning, which
+    /// changes no verdict, policy or exit code, CODE=error is an error. May be given several times, the last one wins;
+    /// 'btrfs-shadow rules' lists all rules. A block that can't be read stays unverified, whatever is off
+    #[arg(long = "rule", value_name = "CODE=LEVEL")]
+    pub switches: Vec<RuleSwitch>,
+}
+
+/// Options of `rules`.
+#[derive(Debug, Args)]
+pub struct Rules {
+    /// Print one JSON object a line
+    #[arg(long, conflicts_with = "markdown")]
+    pub json: bool,
+    /// Print what RULES.md is
+    #[arg(long)]
+    pub markdown: bool,
 }
 
 /// Options of `serve`.
@@ -89,6 +117,9 @@ pub struct Serve {
     /// What to do with a commit that violates a rule
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = Policy::Report)]
     pub on_violation: Policy,
+    /// Which rules count.
+    #[command(flatten)]
+    pub rules: RuleOptions,
     /// Compare all references with all backrefs when a file system is attached, so that damage that is there already
     /// is told apart from new damage
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = AuditMode::Off)]

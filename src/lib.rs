@@ -9,6 +9,7 @@ pub mod engine;
 pub mod events;
 pub mod fault;
 pub mod image;
+pub mod rules;
 pub mod serve;
 pub mod signals;
 pub mod tap;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
+use shadow::Rules;
 
 use crate::capture::{Capture, CaptureShared, Message};
 use crate::cli::Serve;
@@ -39,7 +40,9 @@ pub fn run(options: &Serve) -> Result<Summary> {
     let tap: Arc<dyn Tap> = Arc::new(Capture::new(Arc::clone(&shared), sender.clone(), fault));
     let device_options = DeviceOptions { num_queues: options.num_queues, serial: options.serial.clone() };
     let mut server = Server::bind(socket, Arc::clone(&image), tap, device_options)?;
-    let verifier_options = VerifierOptions { shadow_memory: options.shadow_memory, audit: options.audit };
+    let rules = Arc::new(Rules::new(&options.rules.switches));
+    let verifier_options =
+        VerifierOptions { shadow_memory: options.shadow_memory, audit: options.audit, rules };
     let verifier = verifier::spawn(image, shared, (sender.clone(), messages), sinks, verifier_options)?;
     loop {
         match server.serve_one(&stop)? {

@@ -1,12 +1,13 @@
 //! Verifies a commit: the state it leaves, the report it gives, and what is kept for the next one.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use hashbrown::HashSet;
 use parser::SuperBlock;
 
-use crate::Code;
 use crate::attach::{self, AttachError, Coverage};
+use crate::codes::{Code, Severity};
 use crate::delta::extents::{ExtentChange, ExtentDelta, Records, extent_delta};
 use crate::delta::references::{
     ExtentId, Inputs, ReferenceDelta, ReplacedRanges, Residuals, reference_delta,
@@ -18,10 +19,11 @@ use crate::paths;
 use crate::reconcile::{self, Finding, Touched};
 use crate::record::{ExtentRecord, RefKey};
 use crate::refverify::Shadow;
+use crate::rules::Rules;
 use crate::source::BlockSource;
 use crate::violation::{Violation, Worth};
 
-/// Violations of one commit that are reported one by one; those beyond are counted.
+/// Violations of one commit that are reported one by one, and warnings; those beyond are counted.
 pub const REPORT_LIMIT: usize = 256;
 
 /// Violations of one commit for which a path is looked up, while the guest waits.
@@ -35,7 +37,7 @@ const DAMAGE_MEMORY: usize = 4096;
 pub enum Verdict {
     /// Everything was verified, and nothing is wrong.
     Clean,
-    /// Something is wrong.
+    /// Something is wrong; warnings alone are not it.
     Violations,
     /// Nothing wrong was found, but not everything could be looked at.
     Unverified,
@@ -80,9 +82,9 @@ pub struct ReferenceCounts {
 pub struct CommitReport {
     /// Transaction; for a log commit, the one it extends.
     pub generation: u64,
-    /// What is wrong, at most [`REPORT_LIMIT`] of it.
+    /// What is wrong, warnings included, at most [`REPORT_LIMIT`] of each.
     pub violations: Vec<Violation>,
-    /// How many more there are.
+    /// How many more there are that are no warnings.
     pub suppressed: u64,
     /// Why not everything could be verified.
     pub unverified: Vec<String>,
@@ -92,13 +94,25 @@ pub struct CommitReport {
     pub references: ReferenceCounts,
     /// Tree blocks that became reachable: read and checked.
     pub blocks_born: u64,
+    /// What each rule counts for.
+    rules: Arc<Rules>,
 }
 
 impl CommitReport {
+    /// A commit about which nothing can be said.
+    #[must_use]
+    pub fn unverified(generation: u64, reason: &str) -> Self {
+        CommitReport { generation, unverified: vec![reason.to_owned()], ..CommitReport::default() }
+    }
+
+    fn new(rules: &Arc<Rules>) -> Self {
+        CommitReport { rules: Arc::clone(rules), ..CommitReport::default() }
+    }
+
     /// The verdict.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
-        if !self.violations.is_empty() {
+        if self.violation_count() > 0 {
             Verdict::Violations
         } else if !self.unverified.is_empty() {
             Verdict::Unverified
@@ -107,24 +121,46 @@ impl CommitReport {
         }
     }
 
-    /// All violations, those that are not reported one by one included.
+    /// All violations, those that are not reported one by one included; warnings don't count.
     #[must_use]
     pub fn violation_count(&self) -> u64 {
-        self.violations.len() as u64 + self.suppressed
+        self.listed(Severity::Error) + self.suppressed
     }
 
+    /// Warnings that are reported.
+    #[must_use]
+    pub fn warning_count(&self) -> u64 {
+        self.listed(Severity::Warning)
+    }
+
+    fn listed(&self, severity: Severity) -> u64 {
+        self.violations.iter().filter(|found| found.severity == severity).count() as u64
+    }
+
+    /// Takes up a violation, as far as its rule counts.
     fn push(&mut self, violation: Violation) {
-        if self.violations.len() < REPORT_LIMIT {
+        let Some(violation) = self.rules.judge(violation) else { return };
+        if self.listed(violation.severity) < REPORT_LIMIT as u64 {
             self.violations.push(violation);
-        } else {
+        } else if violation.severity == Severity::Error {
             self.suppressed += 1;
         }
+    }
+
+    /// Takes up a violation because of which a block could not be used. Where it is no error by itself, what hangs
+    /// on the block is unverified still.
+    fn push_unusable(&mut self, violation: Violation) {
+        if !self.rules.is_error(violation.code) {
+            self.unverified.push(format!("a block breaks {}, which is no error here", violation.code.name()));
+        }
+        self.push(violation);
     }
 }
 
 /// Verifies the commits of one file system, one after the other.
 #[derive(Debug)]
 pub struct Verifier {
+    rules: Arc<Rules>,
     snapshot: Option<Snapshot>,
     coverage: Coverage,
     shadow: Shadow,
@@ -140,6 +176,7 @@ impl Verifier {
     #[must_use]
     pub fn new(shadow_limit: usize) -> Self {
         Verifier {
+            rules: Arc::default(),
             snapshot: None,
             coverage: Coverage::default(),
             shadow: Shadow::new(shadow_limit),
@@ -148,6 +185,19 @@ impl Verifier {
             reported: HashSet::new(),
             suspects: HashSet::new(),
         }
+    }
+
+    /// The same, with rules that count as `rules` says.
+    #[must_use]
+    pub fn with_rules(mut self, rules: Arc<Rules>) -> Self {
+        self.rules = rules;
+        self
+    }
+
+    /// What each rule counts for.
+    #[must_use]
+    pub fn rules(&self) -> &Rules {
+        &self.rules
     }
 
     /// The last commit; `None` while there is no file system.
@@ -224,7 +274,7 @@ impl Verifier {
     /// Verifies the commit that `superblock` makes, and takes over its state. All blocks it reaches must have been
     /// written; those of the last commit must not have been overwritten yet.
     pub fn commit(&mut self, superblock: &[u8], source: &dyn BlockSource) -> CommitReport {
-        let mut report = CommitReport::default();
+        let mut report = CommitReport::new(&self.rules);
         self.log_blocks.clear();
         let Some(old) = self.snapshot.take() else {
             report.unverified.push("no commit before this one is known".to_owned());
@@ -255,7 +305,7 @@ impl Verifier {
 
     /// Verifies a log commit: `superblock` differs from the last one in nothing but its log root.
     pub fn log_commit(&mut self, superblock: &[u8], source: &dyn BlockSource) -> CommitReport {
-        let mut report = CommitReport::default();
+        let mut report = CommitReport::new(&self.rules);
         let Some(snapshot) = &mut self.snapshot else {
             report.unverified.push("no commit before this one is known".to_owned());
             return report;
@@ -267,7 +317,7 @@ impl Verifier {
             let log = log_tree::verify(&Forest::new(snapshot, source), &view, &mut self.log_blocks);
             report.blocks_born = log.blocks;
             report.unverified = log.unknown;
-            log.violations.into_iter().for_each(|violation| report.push(violation));
+            log.violations.into_iter().for_each(|violation| report.push_unusable(violation));
         }
         snapshot.superblock = superblock.into();
         report
@@ -276,7 +326,7 @@ impl Verifier {
     fn note_attach_error(&mut self, report: &mut CommitReport, error: AttachError) {
         match error {
             AttachError::Tree { problems, .. } => self.note_problems(report, problems),
-            error => report.push(Violation::new(Code::TreeSuperBlock, 0, 4096, error.to_string())),
+            error => report.push_unusable(Violation::new(Code::TreeSuperBlock, 0, 4096, error.to_string())),
         }
     }
 
@@ -298,10 +348,10 @@ impl Verifier {
                         self.reported.clear();
                     }
                     // The tree that was damaged in the last commit is the old one in this.
-                    let is_echo = violation.code == crate::Code::TreeDoublyLinked
+                    let is_echo = violation.code == Code::TreeDoublyLinked
                         && self.reported.iter().any(|(_, bytenr, _)| *bytenr == violation.bytenr);
                     if self.reported.insert((violation.code, violation.bytenr, found)) && !is_echo {
-                        report.push(*violation);
+                        report.push_unusable(*violation);
                     } else {
                         report.unverified.push(format!("known damage: {}", violation.message));
                     }

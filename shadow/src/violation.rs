@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::codes::Code;
+use crate::codes::{Code, Severity};
 use crate::record::RefKey;
 use crate::refverify::{BlockEntry, Step};
 
@@ -11,6 +11,8 @@ use crate::refverify::{BlockEntry, Step};
 pub struct Violation {
     /// The rule.
     pub code: Code,
+    /// How bad it is: what the table says, or what the rule was switched to.
+    pub severity: Severity,
     /// Logical address of the extent or tree block concerned; 0 where there is none.
     pub bytenr: u64,
     /// Its length in bytes.
@@ -89,6 +91,7 @@ impl Violation {
     pub fn new(code: Code, bytenr: u64, len: u64, message: impl Into<String>) -> Self {
         Violation {
             code,
+            severity: code.severity(),
             bytenr,
             len,
             key: None,

@@ -8,7 +8,7 @@ use shadow::audit::{Collected, Explained, Scan, Table, Visitor, Walk, explain, p
 use shadow::delta::references::Residuals;
 use shadow::forest::{BlockProblem, Expect};
 use shadow::violation::Violation;
-use shadow::{BlockSource, Forest, Snapshot};
+use shadow::{BlockSource, Code, Forest, Rules, Snapshot};
 
 use crate::check::Progress;
 
@@ -23,6 +23,8 @@ pub struct AuditReport {
     pub violations: Vec<Violation>,
     /// What could not be looked at.
     pub unknown: Vec<String>,
+    /// Rules that blocks break so that they can't be used.
+    unusable: Vec<Code>,
     /// By how much references and backrefs differ, by extent.
     pub residuals: Residuals,
 }
@@ -89,13 +91,26 @@ pub fn audit(snapshot: &Snapshot, source: &dyn BlockSource, progress: &dyn Progr
 }
 
 impl AuditReport {
+    /// Leaves what the rules leave, and says what is unverified because of them.
+    pub fn judge(&mut self, rules: &Rules) {
+        let found = std::mem::take(&mut self.violations);
+        self.violations = found.into_iter().filter_map(|violation| rules.judge(violation)).collect();
+        let excused = std::mem::take(&mut self.unusable).into_iter().filter(|code| !rules.is_error(*code));
+        for code in excused {
+            self.unknown.push(format!("a block breaks {}, which is no error here", code.name()));
+        }
+    }
+
     /// Blocks that could not be read: several ways may lead to one.
-    fn note(&mut self, problems: Vec<BlockProblem>) {
+    pub(super) fn note(&mut self, problems: Vec<BlockProblem>) {
         for problem in problems {
             match problem {
                 BlockProblem::Unknown(reason) if !self.unknown.contains(&reason) => self.unknown.push(reason),
                 BlockProblem::Unknown(_) => {}
                 BlockProblem::Violation(violation) => {
+                    if !self.unusable.contains(&violation.code) {
+                        self.unusable.push(violation.code);
+                    }
                     let known =
                         |other: &Violation| other.code == violation.code && other.bytenr == violation.bytenr;
                     if !self.violations.iter().any(known) {

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use parser::SuperBlock;
 use parser::superblock::{MagicKind, magic_kind};
 use shadow::attach;
-use shadow::{Coverage, Geometry};
+use shadow::{Coverage, Geometry, Rules, Severity};
 
 pub use audit::{AuditReport, audit};
 pub use progress::{NoProgress, Progress, TerminalProgress};
@@ -30,9 +30,10 @@ use crate::serve;
 /// When standard output can't be used.
 pub fn run(options: &Check) -> Result<u8> {
     let mut sinks = serve::output_sinks(options.json);
+    let rules = Rules::new(&options.rules.switches);
     let mut worst = 0;
     for path in &options.images {
-        let code = match check_image(path, options, &mut sinks) {
+        let code = match check_image(path, options, &rules, &mut sinks) {
             Ok(code) => code,
             Err(error) => {
                 eprintln!("btrfs-shadow: {}: {error:#}", path.display());
@@ -47,7 +48,7 @@ pub fn run(options: &Check) -> Result<u8> {
     Ok(worst)
 }
 
-fn check_image(path: &Path, options: &Check, sinks: &mut Sinks) -> Result<u8> {
+fn check_image(path: &Path, options: &Check, rules: &Rules, sinks: &mut Sinks) -> Result<u8> {
     let started = Instant::now();
     let image: Arc<dyn Image> = Arc::new(RawImage::open(path, true)?);
     let superblock = read_super(image.as_ref())?;
@@ -58,7 +59,7 @@ fn check_image(path: &Path, options: &Check, sinks: &mut Sinks) -> Result<u8> {
     let coverage = Coverage::new(&geometry);
     let progress: Box<dyn Progress> =
         if options.json { Box::new(NoProgress) } else { Box::new(TerminalProgress::new()) };
-    let report = if coverage.is_whole() {
+    let mut report = if coverage.is_whole() {
         audit(&opened.snapshot, &source, progress.as_ref())
     } else {
         AuditReport::default()
@@ -75,23 +76,19 @@ fn check_image(path: &Path, options: &Check, sinks: &mut Sinks) -> Result<u8> {
         elapsed: started.elapsed(),
         reason: "check",
     }));
-    let mut unknown = report.unknown;
-    let mut violations = Vec::from_iter(attach::device_too_small(&opened.snapshot, image.len()));
-    for problem in opened.problems {
-        match problem {
-            shadow::forest::BlockProblem::Violation(violation) => violations.push(*violation),
-            shadow::forest::BlockProblem::Unknown(reason) => unknown.push(reason),
-        }
-    }
-    violations.extend(report.violations);
+    report.note(opened.problems);
+    report.violations.extend(attach::device_too_small(&opened.snapshot, image.len()));
+    report.judge(rules);
+    let AuditReport { violations, unknown, .. } = report;
     for violation in &violations {
         sinks.emit(&Event::Violation { fsid, generation, origin: "check", violation });
     }
     for reason in &unknown {
         sinks.emit(&Event::Notice { message: &format!("not verified: {reason}") });
     }
-    sinks.emit(&Event::Detach { fsid, commits: 0, violations: violations.len() as u64 });
-    let (code, verdict) = match (violations.is_empty(), coverage.is_whole() && unknown.is_empty()) {
+    let errors = violations.iter().filter(|violation| violation.severity == Severity::Error).count();
+    sinks.emit(&Event::Detach { fsid, commits: 0, violations: errors as u64 });
+    let (code, verdict) = match (errors == 0, coverage.is_whole() && unknown.is_empty()) {
         (false, _) => (1, "violations were found"),
         (true, false) => (3, "nothing wrong was found, but not everything could be verified"),
         (true, true) => (0, "clean: every reference is recorded, and every backref is referenced"),

@@ -59,6 +59,7 @@ impl TextSink {
     fn commit(&mut self, commit: &Commit) -> io::Result<()> {
         let report = &commit.report;
         let verdict = match report.verdict() {
+            Verdict::Clean if report.warning_count() > 0 => format!("{} warnings", report.warning_count()),
             Verdict::Clean => "clean".to_owned(),
             Verdict::Violations => format!("{} VIOLATIONS", report.violation_count()),
             Verdict::Unverified => "UNVERIFIED".to_owned(),
@@ -94,14 +95,9 @@ impl TextSink {
     }
 
     fn violation(&mut self, generation: u64, origin: &str, violation: &Violation) -> io::Result<()> {
-        let Violation { code, message, .. } = violation;
+        let Violation { code, severity, message, .. } = violation;
         let when = if origin == "attach" { "found at attach, generation" } else { "generation" };
-        writeln!(
-            self.out,
-            "{} {} ({when} {generation})",
-            code.severity().name().to_uppercase(),
-            code.name()
-        )?;
+        writeln!(self.out, "{} {} ({when} {generation})", severity.name().to_uppercase(), code.name())?;
         writeln!(self.out, "  {message}")?;
         if let Some(path) = &violation.path {
             writeln!(self.out, "  {path}")?;

@@ -11,7 +11,7 @@ use crossbeam_channel::Sender;
 use parser::SuperBlock;
 use shadow::attach::{self, AttachError};
 use shadow::classify::ReattachReason;
-use shadow::{CommitReport, SuperChange, Verdict, Verifier, classify};
+use shadow::{CommitReport, Severity, SuperChange, Verdict, Verifier, classify};
 
 use crate::capture::{CaptureShared, Message, PRIMARY_SUPER, Regions, SUPER_SIZE};
 use crate::check::{AuditReport, ImageSource, NoProgress, audit};
@@ -27,7 +27,7 @@ pub struct Summary {
     pub clean: u64,
     /// Those that could not, or not wholly, be verified.
     pub unverified: u64,
-    /// Violations.
+    /// Violations; warnings don't count.
     pub violations: u64,
 }
 
@@ -76,7 +76,7 @@ impl FileSystem {
             image,
             shared,
             sinks,
-            verifier: Verifier::new(options.shadow_memory),
+            verifier: Verifier::new(options.shadow_memory).with_rules(options.rules),
             summary: Summary::default(),
             commits: 0,
             violations: 0,
@@ -215,11 +215,8 @@ impl FileSystem {
     fn follow(&mut self, reason: ReattachReason, superblock: &[u8], submitted: Instant) {
         if reason == ReattachReason::GenerationGap {
             // A commit it is; what it changed can't be told.
-            let report = CommitReport {
-                generation: SuperBlock::parse(superblock).map_or(0, |view| view.generation()),
-                unverified: vec!["commits before this one were not seen".to_owned()],
-                ..CommitReport::default()
-            };
+            let generation = SuperBlock::parse(superblock).map_or(0, |view| view.generation());
+            let report = CommitReport::unverified(generation, "commits before this one were not seen");
             self.report(CommitKind::Transaction, report, Duration::ZERO, submitted);
         }
         self.detach();
@@ -274,7 +271,9 @@ impl FileSystem {
         self.sinks.emit(&Event::Attach(&attach));
         let snapshot = self.verifier.snapshot();
         let cut_off = snapshot.and_then(|snapshot| attach::device_too_small(snapshot, self.image.len()));
-        cut_off.iter().chain(&violations).for_each(|violation| self.old_damage(violation));
+        let old = cut_off.into_iter().chain(violations);
+        let old: Vec<_> = old.filter_map(|violation| self.verifier.rules().judge(violation)).collect();
+        old.iter().for_each(|violation| self.old_damage(violation));
         if let Some(report) = report {
             self.take_audit(report);
         }
@@ -333,7 +332,8 @@ impl FileSystem {
     }
 
     /// Damage that was there before: reported once, and told apart from new damage from now on.
-    fn take_audit(&mut self, report: AuditReport) {
+    fn take_audit(&mut self, mut report: AuditReport) {
+        report.judge(self.verifier.rules());
         let AuditReport { violations, unknown, residuals, extents, .. } = report;
         let found = violations.iter().filter(|violation| !self.verifier.knows_damage(violation.bytenr));
         let found: Vec<_> = found.cloned().collect();
@@ -349,8 +349,9 @@ impl FileSystem {
 
     fn old_damage(&mut self, violation: &shadow::Violation) {
         let generation = self.verifier.snapshot().map_or(0, |snapshot| snapshot.generation);
-        self.violations += 1;
-        self.summary.violations += 1;
+        let counts = u64::from(violation.severity == Severity::Error);
+        self.violations += counts;
+        self.summary.violations += counts;
         self.sinks.emit(&Event::Violation { fsid: self.fsid, generation, origin: "attach", violation });
     }
 

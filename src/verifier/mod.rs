@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender};
+use shadow::Rules;
 
 use crate::capture::{CaptureShared, Message};
 use crate::events::Sinks;
@@ -54,10 +55,12 @@ pub fn spawn(
 }
 
 /// How to verify.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct VerifierOptions {
     /// Bytes of entries that the shadow keeps.
     pub shadow_memory: usize,
     /// When to audit a file system that is attached.
     pub audit: AuditMode,
+    /// What each rule counts for.
+    pub rules: Arc<Rules>,
 }

@@ -7,3 +7,4 @@ mod items;
 mod mended;
 mod pointers;
 mod random;
+mod switched;
