@@ -9,9 +9,10 @@ use crate::capture::{CaptureShared, Message, PreservedSource};
 use crate::check::{AuditReport, NoProgress, audit};
 
 /// When to compare all references with all backrefs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum AuditMode {
     /// Never: take the file system as it is
+    #[default]
     Off,
     /// While the guest is served already
     Background,

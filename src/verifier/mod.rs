@@ -55,7 +55,7 @@ pub fn spawn(
 }
 
 /// How to verify.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct VerifierOptions {
     /// Bytes of entries that the shadow keeps.
     pub shadow_memory: usize,

@@ -97,7 +97,11 @@ impl Stack {
         let (sender, messages) = crossbeam_channel::unbounded();
         let capture = Capture::new(Arc::clone(&shared), sender.clone(), fault.map(FaultPlan::new));
         let tap: Arc<dyn Tap> = Arc::new(Watched::new(Arc::new(capture), Arc::clone(&witness)));
-        let options = VerifierOptions { shadow_memory: SHADOW_MEMORY, audit: AuditMode::Before };
+        let options = VerifierOptions {
+            shadow_memory: SHADOW_MEMORY,
+            audit: AuditMode::Before,
+            ..VerifierOptions::default()
+        };
         let channel = (sender.clone(), messages);
         let verifier = verifier::spawn(Arc::clone(image), shared, channel, sinks, options)?;
         Ok(Stack { tap, witness, verifier, messages: sender })
