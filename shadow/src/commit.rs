@@ -164,11 +164,40 @@ pub struct Verifier {
     snapshot: Option<Snapshot>,
     coverage: Coverage,
     shadow: Shadow,
-    residuals: Residuals,
+    known: Known,
+    /// Blocks of the running transaction's logs that are verified.
     log_blocks: HashSet<u64>,
+    /// Whether the last commit can be taken back.
+    revocable: bool,
+    /// Extents that the commit at hand touches.
+    touched: Vec<u64>,
+    undo: Option<Undo>,
+}
+
+/// What is known beside the trees. Whatever the verification of a commit changes and the next one looks at is in
+/// here (or is worked out again, as the shadow and the log blocks are), so that a commit can be taken back.
+#[derive(Debug, Clone, Default)]
+struct Known {
+    residuals: Residuals,
     reported: HashSet<(Code, u64, Option<u64>)>,
     /// Extents about which something was reported: a repair may change them as nothing else may.
     suspects: HashSet<u64>,
+}
+
+/// How to take back the last commit.
+#[derive(Debug)]
+enum Undo {
+    Commit {
+        snapshot: Box<Snapshot>,
+        coverage: Coverage,
+        known: Known,
+        /// Extents whose entries the commit has changed.
+        touched: Vec<u64>,
+        generation: u64,
+    },
+    Log {
+        superblock: Box<[u8]>,
+    },
 }
 
 impl Verifier {
@@ -180,10 +209,11 @@ impl Verifier {
             snapshot: None,
             coverage: Coverage::default(),
             shadow: Shadow::new(shadow_limit),
-            residuals: Residuals::new(),
+            known: Known::default(),
             log_blocks: HashSet::new(),
-            reported: HashSet::new(),
-            suspects: HashSet::new(),
+            revocable: false,
+            touched: Vec::new(),
+            undo: None,
         }
     }
 
@@ -191,6 +221,14 @@ impl Verifier {
     #[must_use]
     pub fn with_rules(mut self, rules: Arc<Rules>) -> Self {
         self.rules = rules;
+        self
+    }
+
+    /// The same, able to [take back](Self::revoke) the last commit: for that a copy is made of all damage that is
+    /// known, at each commit.
+    #[must_use]
+    pub fn revocable(mut self, revocable: bool) -> Self {
+        self.revocable = revocable;
         self
     }
 
@@ -241,17 +279,16 @@ impl Verifier {
         self.snapshot = None;
         self.coverage = Coverage::default();
         self.shadow.clear();
-        self.residuals.clear();
         self.log_blocks.clear();
-        self.reported.clear();
-        self.suspects.clear();
+        self.known = Known::default();
+        self.undo = None;
     }
 
     /// Takes up damage that was there at attach, so that only what is added to it is reported. What commits have
     /// added, or taken away, since is summed with it.
     pub fn know_damage(&mut self, residuals: Residuals) {
         for (bytenr, keys) in residuals {
-            let known = self.residuals.entry(bytenr).or_default();
+            let known = self.known.residuals.entry(bytenr).or_default();
             for (key, more) in keys {
                 match known.iter_mut().find(|(existing, _)| *existing == key) {
                     Some((_, sum)) => *sum = sum.saturating_add(more),
@@ -260,7 +297,7 @@ impl Verifier {
             }
             known.retain(|(_, sum)| *sum != 0);
             if known.is_empty() {
-                self.residuals.remove(&bytenr);
+                self.known.residuals.remove(&bytenr);
             }
         }
     }
@@ -268,7 +305,27 @@ impl Verifier {
     /// Whether it is known that something is wrong with the extent at `bytenr`.
     #[must_use]
     pub fn knows_damage(&self, bytenr: u64) -> bool {
-        self.residuals.contains_key(&bytenr)
+        self.known.residuals.contains_key(&bytenr)
+    }
+
+    /// Takes back the last commit or log commit, so that the one before it is the last again. Of the histories only
+    /// the steps of the refused commit are forgotten; entries are read anew from the extent tree.
+    pub fn revoke(&mut self) {
+        self.log_blocks.clear();
+        match self.undo.take() {
+            Some(Undo::Commit { snapshot, coverage, known, touched, generation }) => {
+                self.snapshot = Some(*snapshot);
+                self.coverage = coverage;
+                self.known = known;
+                touched.into_iter().for_each(|bytenr| self.shadow.retract(bytenr, generation));
+            }
+            Some(Undo::Log { superblock }) => {
+                if let Some(snapshot) = &mut self.snapshot {
+                    snapshot.superblock = superblock;
+                }
+            }
+            None => {}
+        }
     }
 
     /// Verifies the commit that `superblock` makes, and takes over its state. All blocks it reaches must have been
@@ -276,36 +333,55 @@ impl Verifier {
     pub fn commit(&mut self, superblock: &[u8], source: &dyn BlockSource) -> CommitReport {
         let mut report = CommitReport::new(&self.rules);
         self.log_blocks.clear();
+        self.undo = None;
         let Some(old) = self.snapshot.take() else {
             report.unverified.push("no commit before this one is known".to_owned());
             return report;
         };
-        report.generation = old.generation.saturating_add(1);
+        let generation = SuperBlock::parse(superblock).map(|view| view.generation()).ok();
+        report.generation = generation.unwrap_or_else(|| old.generation.saturating_add(1));
+        let before = self.revocable.then(|| (self.coverage.clone(), self.known.clone()));
+        self.touched.clear();
+        self.take_over(&mut report, &old, superblock, source);
+        self.undo = before.map(|(coverage, known)| Undo::Commit {
+            snapshot: Box::new(old),
+            coverage,
+            known,
+            touched: std::mem::take(&mut self.touched),
+            generation: report.generation,
+        });
+        report
+    }
+
+    fn take_over(
+        &mut self,
+        report: &mut CommitReport,
+        old: &Snapshot,
+        superblock: &[u8],
+        source: &dyn BlockSource,
+    ) {
         if !self.coverage.is_whole() {
             report.unverified.clone_from(&self.coverage.gaps);
         }
-        let new = match attach::advance(&old, superblock, source) {
+        let new = match attach::advance(old, superblock, source) {
             Ok(new) => new,
-            Err(error) => {
-                self.note_attach_error(&mut report, error);
-                return report;
-            }
+            Err(error) => return self.note_attach_error(report, error),
         };
         if self.coverage.is_whole() {
-            self.verify(&mut report, Forest::new(&old, source), Forest::new(&new, source));
+            self.verify(report, Forest::new(old, source), Forest::new(&new, source));
         }
-        if self.suspects.len() >= DAMAGE_MEMORY {
-            self.suspects.clear();
+        if self.known.suspects.len() >= DAMAGE_MEMORY {
+            self.known.suspects.clear();
         }
-        self.suspects.extend(report.violations.iter().map(|found| found.bytenr));
+        self.known.suspects.extend(report.violations.iter().map(|found| found.bytenr));
         self.coverage = Coverage::new(&new.geometry);
         self.snapshot = Some(new);
-        report
     }
 
     /// Verifies a log commit: `superblock` differs from the last one in nothing but its log root.
     pub fn log_commit(&mut self, superblock: &[u8], source: &dyn BlockSource) -> CommitReport {
         let mut report = CommitReport::new(&self.rules);
+        self.undo = None;
         let Some(snapshot) = &mut self.snapshot else {
             report.unverified.push("no commit before this one is known".to_owned());
             return report;
@@ -319,7 +395,8 @@ impl Verifier {
             report.unverified = log.unknown;
             log.violations.into_iter().for_each(|violation| report.push_unusable(violation));
         }
-        snapshot.superblock = superblock.into();
+        let before = std::mem::replace(&mut snapshot.superblock, superblock.into());
+        self.undo = self.revocable.then_some(Undo::Log { superblock: before });
         report
     }
 
@@ -344,13 +421,13 @@ impl Verifier {
                         Worth::Number(number) => Some(number),
                         _ => None,
                     };
-                    if self.reported.len() >= DAMAGE_MEMORY {
-                        self.reported.clear();
+                    if self.known.reported.len() >= DAMAGE_MEMORY {
+                        self.known.reported.clear();
                     }
                     // The tree that was damaged in the last commit is the old one in this.
                     let is_echo = violation.code == Code::TreeDoublyLinked
-                        && self.reported.iter().any(|(_, bytenr, _)| *bytenr == violation.bytenr);
-                    if self.reported.insert((violation.code, violation.bytenr, found)) && !is_echo {
+                        && self.known.reported.iter().any(|(_, bytenr, _)| *bytenr == violation.bytenr);
+                    if self.known.reported.insert((violation.code, violation.bytenr, found)) && !is_echo {
                         report.push_unusable(*violation);
                     } else {
                         report.unverified.push(format!("known damage: {}", violation.message));
@@ -373,14 +450,14 @@ impl Verifier {
             new_records: &mut new_records,
             extents: &extents,
             replaced: &replaced,
-            residuals: &self.residuals,
+            residuals: &self.known.residuals,
         });
         report.references = count_references(&references);
         report.blocks_born = references.born;
         let ReferenceDelta { changes, violations, mut problems, .. } = references;
         let mut record_violations = std::mem::take(&mut extents.violations);
         let is_reported = |bytenr: u64| {
-            self.suspects.contains(&bytenr) || violations.iter().any(|found| found.bytenr == bytenr)
+            self.known.suspects.contains(&bytenr) || violations.iter().any(|found| found.bytenr == bytenr)
         };
         record_violations
             .extend(unlike_before(&extents, &replaced).filter(|found| !is_reported(found.bytenr)));
@@ -425,11 +502,19 @@ impl Verifier {
         replaced: &ReplacedRanges,
         generation: u64,
     ) -> Vec<Finding> {
+        if self.revocable {
+            self.touched.extend(work.iter().map(|touched| touched.id.bytenr));
+        }
         let (gone, rest): (Vec<_>, Vec<_>) =
             work.into_iter().partition(|touched| !touched.id.reborn && replaced.contains(touched.id.bytenr));
         let mut findings = Vec::new();
         for touched in gone {
-            findings.extend(reconcile::reconcile(&mut self.shadow, &mut self.residuals, touched, generation));
+            findings.extend(reconcile::reconcile(
+                &mut self.shadow,
+                &mut self.known.residuals,
+                touched,
+                generation,
+            ));
         }
         for &(start, end) in replaced.ranges() {
             for violation in self.shadow.free_range(start, end - start) {
@@ -437,7 +522,12 @@ impl Verifier {
             }
         }
         for touched in rest {
-            findings.extend(reconcile::reconcile(&mut self.shadow, &mut self.residuals, touched, generation));
+            findings.extend(reconcile::reconcile(
+                &mut self.shadow,
+                &mut self.known.residuals,
+                touched,
+                generation,
+            ));
         }
         findings
     }

@@ -124,6 +124,13 @@ impl BlockEntry {
         self.refs.clear();
     }
 
+    /// Forgets the last steps, as far as they are of this generation.
+    pub fn retract(&mut self, generation: u64) {
+        while self.history.back().is_some_and(|step| step.generation == generation) {
+            self.history.pop_back();
+        }
+    }
+
     /// Corrects the references by damage that is known: by how many the trees hold more than are recorded.
     pub fn adjust(&mut self, known: &[(RefKey, i64)]) {
         for (key, more) in known {

@@ -185,6 +185,20 @@ impl Shadow {
         }
     }
 
+    /// Takes back what a commit that was refused did to an entry: its steps are forgotten, and its references until
+    /// they are loaded again.
+    pub fn retract(&mut self, bytenr: u64, generation: u64) {
+        let before = self.cost(bytenr);
+        if let Some(entry) = self.entries.get_mut(&bytenr) {
+            entry.clear();
+            entry.retract(generation);
+        }
+        self.account(bytenr, before);
+        if self.entries.get(&bytenr).is_some_and(|entry| entry.history().len() == 0) {
+            self.forget(bytenr);
+        }
+    }
+
     /// A block group of `len` bytes at `start` is gone, and the entries in it with it
     /// (`btrfs_free_ref_tree_range`).
     pub fn free_range(&mut self, start: u64, len: u64) -> Vec<Violation> {

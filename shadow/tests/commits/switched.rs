@@ -19,7 +19,7 @@ fn commit_with(switches: &[&str], fault: impl Fn(u64) -> Fault<'static>) -> Comm
     let mut rig = Rig::attach(world);
     let switches: Vec<_> = switches.iter().map(|text| text.parse().unwrap()).collect();
     let superblock = rig.verifier.snapshot().unwrap().superblock.clone();
-    rig.verifier = Verifier::new(1 << 20).with_rules(Arc::new(Rules::new(&switches)));
+    rig.verifier = Verifier::new(1 << 20).with_rules(Arc::new(Rules::new(&switches))).revocable(true);
     rig.verifier.attach(&superblock, &rig.world.image).unwrap();
     rig.world.write_file(TOP, 330, 0, 4096);
     let next = rig.world.next();

@@ -18,15 +18,21 @@ impl Rig {
     /// Commits the world as it stands and attaches to it.
     pub fn attach(mut world: World) -> Self {
         let superblock = world.commit();
-        let mut verifier = Verifier::new(1 << 20);
+        let mut verifier = Verifier::new(1 << 20).revocable(true);
         verifier.attach(&superblock, &world.image).expect("the first commit can be read");
         Rig { world, verifier }
     }
 
-    /// Commits with this fault.
+    /// Commits with this fault. Verified, taken back and verified again: nothing may be left of the first time.
     pub fn commit(&mut self, fault: &Fault<'_>) -> CommitReport {
         let superblock = self.world.commit_with(fault);
-        self.verifier.commit(&superblock, &self.world.image)
+        let before = self.verifier.snapshot().map(|snapshot| snapshot.superblock.clone());
+        let first = self.verifier.commit(&superblock, &self.world.image);
+        self.verifier.revoke();
+        assert_eq!(self.verifier.snapshot().map(|snapshot| snapshot.superblock.clone()), before);
+        let second = self.verifier.commit(&superblock, &self.world.image);
+        assert_eq!(format!("{first:#?}"), format!("{second:#?}"));
+        second
     }
 
     /// Commits; nothing may be found.
