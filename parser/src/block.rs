@@ -143,6 +143,15 @@ impl<'a> Block<'a> {
             Block::Leaf(leaf) => leaf.key(0),
         }
     }
+
+    /// Key of the last item or pointer.
+    #[must_use]
+    pub fn last_key(&self) -> Option<Key> {
+        match self {
+            Block::Node(node) => node.key(node.len().checked_sub(1)?),
+            Block::Leaf(leaf) => leaf.key(leaf.len().checked_sub(1)?),
+        }
+    }
 }
 
 /// A pointer to a child (`struct btrfs_key_ptr`).
@@ -186,6 +195,12 @@ impl<'a> Node<'a> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ptrs.is_empty()
+    }
+
+    /// Key of the pointer in `slot`.
+    #[must_use]
+    pub fn key(&self, slot: usize) -> Option<Key> {
+        self.ptrs.get(slot).map(|ptr| Key::from(&ptr.key))
     }
 
     /// The pointer in `slot`.

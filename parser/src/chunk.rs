@@ -136,6 +136,12 @@ impl<'a> ChunkItem<'a> {
         self.fixed.stripe_len.get()
     }
 
+    /// Bytes of a sector.
+    #[must_use]
+    pub fn sector_size(&self) -> u32 {
+        self.fixed.sector_size.get()
+    }
+
     /// Type and profile.
     #[must_use]
     pub fn flags(&self) -> BlockFlags {

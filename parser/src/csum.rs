@@ -103,6 +103,19 @@ pub fn extent_data_ref_hash(root: u64, objectid: u64, offset: u64) -> u64 {
     (u64::from(high) << 31) ^ u64::from(low)
 }
 
+/// `btrfs_name_hash`: the offset of a `DIR_ITEM` or `XATTR_ITEM` key.
+#[must_use]
+pub fn name_hash(name: &[u8]) -> u64 {
+    // CRC-32C from ~1, without the inversions.
+    u64::from(!crc32c::crc32c_append(1, name))
+}
+
+/// `btrfs_extref_hash`: the offset of an `INODE_EXTREF` key.
+#[must_use]
+pub fn extref_hash(parent: u64, name: &[u8]) -> u64 {
+    u64::from(!crc32c::crc32c_append(!(parent as u32), name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +127,13 @@ mod tests {
         assert_eq!(ChecksumType::XxHash64.compute(check)[..8], 0x8CB8_41DB_40E6_AE83_u64.to_le_bytes());
         assert_eq!(ChecksumType::Sha256.compute(b"")[..4], [0xe3, 0xb0, 0xc4, 0x42]);
         assert_eq!(ChecksumType::Blake2b.compute(b"")[..4], [0x0e, 0x57, 0x51, 0xc0]);
+    }
+
+    #[test]
+    fn names_are_hashed_as_the_kernel_does() {
+        // The default subvolume's entry stands at this offset in every file system.
+        assert_eq!(name_hash(b"default"), 2_378_154_706);
+        assert_eq!(extref_hash(0xffff_fffe, b"default"), name_hash(b"default"));
     }
 
     #[test]

@@ -17,6 +17,32 @@ pub enum FileExtent {
     Prealloc(ExtentRange),
 }
 
+/// Bytes of a file extent item before the data of an inline extent (`BTRFS_FILE_EXTENT_INLINE_DATA_START`).
+pub const INLINE_DATA_START: usize = size_of::<layout::InlineFileExtent>();
+
+/// How the data is encoded: what all types have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Encoding {
+    /// Bytes once decompressed.
+    pub ram_bytes: u64,
+    /// 0 none, 1 zlib, 2 lzo, 3 zstd.
+    pub compression: u8,
+    /// Always 0.
+    pub encryption: u8,
+}
+
+impl Encoding {
+    /// Reads it from a file extent item.
+    ///
+    /// # Errors
+    /// [`ParseError`] when `data` is too short.
+    pub fn parse(data: &[u8]) -> Result<Self, ParseError> {
+        let head: &layout::InlineFileExtent = layout::prefix("btrfs_file_extent_item", data)?;
+        let ram_bytes = head.ram_bytes.get();
+        Ok(Encoding { ram_bytes, compression: head.compression, encryption: head.encryption })
+    }
+}
+
 /// The part of a data extent that a file extent item refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExtentRange {

@@ -38,6 +38,45 @@ impl<'a> InodeRef<'a> {
     }
 }
 
+/// The names in one `INODE_REF` or `INODE_EXTREF` item, in the order they are stored. Ends after the first error.
+#[derive(Debug, Clone)]
+pub struct InodeRefs<'a> {
+    /// The directory, of an `INODE_REF` item.
+    parent: Option<u64>,
+    rest: &'a [u8],
+}
+
+impl<'a> InodeRefs<'a> {
+    /// Those of an `INODE_REF` item, whose key offset is the directory.
+    #[must_use]
+    pub fn new(parent: u64, data: &'a [u8]) -> Self {
+        InodeRefs { parent: Some(parent), rest: data }
+    }
+
+    /// Those of an `INODE_EXTREF` item.
+    #[must_use]
+    pub fn extended(data: &'a [u8]) -> Self {
+        InodeRefs { parent: None, rest: data }
+    }
+}
+
+impl<'a> Iterator for InodeRefs<'a> {
+    type Item = Result<InodeRef<'a>, ParseError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let (parsed, fixed) = match self.parent {
+            Some(parent) => (InodeRef::parse_first(parent, self.rest), size_of::<layout::InodeRef>()),
+            None => (InodeRef::parse_first_extended(self.rest), size_of::<layout::InodeExtRef>()),
+        };
+        let size = parsed.as_ref().map_or(usize::MAX, |entry| fixed + entry.name.len());
+        self.rest = self.rest.get(size..).unwrap_or(&[]);
+        Some(parsed)
+    }
+}
+
 fn name<'a>(what: &'static str, data: &'a [u8], start: usize, len: u16) -> Result<&'a [u8], ParseError> {
     let need = start + usize::from(len);
     data.get(start..need).ok_or(ParseError::Truncated { what, need, have: data.len() })
@@ -45,6 +84,8 @@ fn name<'a>(what: &'static str, data: &'a [u8], start: usize, len: u16) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
 
     #[test]
@@ -52,6 +93,9 @@ mod tests {
         let item = [7, 0, 0, 0, 0, 0, 0, 0, 2, 0, b'a', b'b', b'x'];
         let parsed = InodeRef::parse_first(256, &item).unwrap();
         assert_eq!(parsed, InodeRef { parent: 256, index: 7, name: b"ab" });
+        let all: Vec<_> = InodeRefs::new(256, &item).collect();
+        assert_eq!(all[0], Ok(parsed));
+        assert!(all[1].is_err() && all.len() == 2, "one byte is no second name");
         assert!(InodeRef::parse_first(256, &item[..11]).is_err());
         assert!(InodeRef::parse_first_extended(&item).is_err());
     }

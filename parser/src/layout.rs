@@ -288,6 +288,46 @@ layouts! {
         name_len: U16,
     }
 
+    /// `struct btrfs_dir_item` without the name and the data behind it
+    struct DirItem[30] {
+        location: DiskKey,
+        transid: U64,
+        data_len: U16,
+        name_len: U16,
+        dir_type: u8,
+    }
+
+    /// `struct btrfs_dir_log_item`
+    struct DirLogItem[8] {
+        end: U64,
+    }
+
+    /// `struct btrfs_qgroup_status_item` up to `rescan`: simple quotas have one more field
+    struct QgroupStatus[32] {
+        version: U64,
+        generation: U64,
+        flags: U64,
+        rescan: U64,
+    }
+
+    /// `struct btrfs_qgroup_info_item`
+    struct QgroupInfo[40] {
+        generation: U64,
+        rfer: U64,
+        rfer_cmpr: U64,
+        excl: U64,
+        excl_cmpr: U64,
+    }
+
+    /// `struct btrfs_qgroup_limit_item`
+    struct QgroupLimit[40] {
+        flags: U64,
+        max_rfer: U64,
+        max_excl: U64,
+        rsv_rfer: U64,
+        rsv_excl: U64,
+    }
+
     /// `struct btrfs_root_ref` without the name behind it
     struct RootRef[18] {
         dirid: U64,

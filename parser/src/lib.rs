@@ -18,15 +18,18 @@ pub mod chunk;
 #[cfg(feature = "checksum")]
 pub mod csum;
 pub mod dev;
+pub mod dir;
 pub mod error;
 pub mod extent;
 pub mod file_extent;
 pub mod free_space;
 pub mod ids;
+pub mod inode;
 pub mod inode_ref;
 pub mod key;
 pub mod layout;
 pub mod map;
+pub mod quota;
 pub mod root;
 pub mod superblock;
 

@@ -142,6 +142,38 @@ codes! {
         "a root item that is malformed or names no extent tree";
     TreeChunkItem "tree/chunk-item" Error
         "a chunk item that is malformed or overlaps another";
+    TreeItemPlace "tree/item-place" Error
+        "an item in a tree that cannot hold such items";
+    TreeInodeOrder "tree/inode-order" Error
+        "an item of an inode behind items of another one: its inode item is missing";
+    TreeInodeItem "tree/inode-item" Error
+        "an inode item that is malformed: key, generation, mode, links of a directory";
+    TreeInodeRef "tree/inode-ref" Error
+        "a name of an inode that is malformed: length, hash";
+    TreeDirItem "tree/dir-item" Error
+        "a directory entry or extended attribute that is malformed: location, type, lengths, hash";
+    TreeLogItem "tree/log-item" Error
+        "a directory's range in a log tree that is malformed";
+    TreeOrphanItem "tree/orphan-item" Error
+        "an orphan item that is malformed";
+    TreeCsumItem "tree/csum-item" Error
+        "a checksum item that is malformed, or overlaps the one before it in its leaf";
+    TreeRootRef "tree/root-ref" Error
+        "a link between subvolumes that is malformed: name";
+    TreeBlockGroupItem "tree/block-group-item" Error
+        "a block group item that is malformed: size, type, profile";
+    TreeFreeSpaceItem "tree/free-space-item" Error
+        "an item of the free space tree that is malformed: alignment, size";
+    TreeDevItem "tree/dev-item" Error
+        "a device item that is malformed: key, device id, bytes used";
+    TreeDevExtent "tree/dev-extent" Error
+        "a device extent that is malformed: owner, alignment, overlap with the one before it in its leaf";
+    TreeRaidStripe "tree/raid-stripe" Error
+        "a raid stripe extent that is malformed: alignment, feature";
+    TreeQgroupItem "tree/qgroup-item" Error
+        "an item of the quota tree that is malformed";
+    TreeUuidItem "tree/uuid-item" Error
+        "an item of the UUID tree that is malformed";
     TreeSuperBlock "tree/super-block" Error
         "a super block that contradicts itself";
 

@@ -14,7 +14,7 @@ use crate::delta::references::{
 };
 use crate::fold;
 use crate::forest::{BlockProblem, Forest, Snapshot};
-use crate::log_tree;
+use crate::log_tree::{self, KnownLogs};
 use crate::paths;
 use crate::reconcile::{self, Finding, Touched};
 use crate::record::{ExtentRecord, RefKey};
@@ -165,8 +165,8 @@ pub struct Verifier {
     coverage: Coverage,
     shadow: Shadow,
     known: Known,
-    /// Blocks of the running transaction's logs that are verified.
-    log_blocks: HashSet<u64>,
+    /// What of the running transaction's logs is verified.
+    logs: KnownLogs,
     /// Whether the last commit can be taken back.
     revocable: bool,
     /// Extents that the commit at hand touches.
@@ -210,7 +210,7 @@ impl Verifier {
             coverage: Coverage::default(),
             shadow: Shadow::new(shadow_limit),
             known: Known::default(),
-            log_blocks: HashSet::new(),
+            logs: KnownLogs::default(),
             revocable: false,
             touched: Vec::new(),
             undo: None,
@@ -279,7 +279,7 @@ impl Verifier {
         self.snapshot = None;
         self.coverage = Coverage::default();
         self.shadow.clear();
-        self.log_blocks.clear();
+        self.logs.clear();
         self.known = Known::default();
         self.undo = None;
     }
@@ -311,7 +311,7 @@ impl Verifier {
     /// Takes back the last commit or log commit, so that the one before it is the last again. Of the histories only
     /// the steps of the refused commit are forgotten; entries are read anew from the extent tree.
     pub fn revoke(&mut self) {
-        self.log_blocks.clear();
+        self.logs.clear();
         match self.undo.take() {
             Some(Undo::Commit { snapshot, coverage, known, touched, generation }) => {
                 self.snapshot = Some(*snapshot);
@@ -332,7 +332,7 @@ impl Verifier {
     /// written; those of the last commit must not have been overwritten yet.
     pub fn commit(&mut self, superblock: &[u8], source: &dyn BlockSource) -> CommitReport {
         let mut report = CommitReport::new(&self.rules);
-        self.log_blocks.clear();
+        self.logs.clear();
         self.undo = None;
         let Some(old) = self.snapshot.take() else {
             report.unverified.push("no commit before this one is known".to_owned());
@@ -390,10 +390,11 @@ impl Verifier {
         if !self.coverage.is_whole() {
             report.unverified.clone_from(&self.coverage.gaps);
         } else if let Ok(view) = SuperBlock::parse(superblock) {
-            let log = log_tree::verify(&Forest::new(snapshot, source), &view, &mut self.log_blocks);
+            let log = log_tree::verify(&Forest::new(snapshot, source), &view, &mut self.logs);
             report.blocks_born = log.blocks;
             report.unverified = log.unknown;
             log.violations.into_iter().for_each(|violation| report.push_unusable(violation));
+            log.faults.into_iter().for_each(|violation| report.push(violation));
         }
         let before = std::mem::replace(&mut snapshot.superblock, superblock.into());
         self.undo = self.revocable.then_some(Undo::Log { superblock: before });

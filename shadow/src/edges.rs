@@ -4,10 +4,8 @@
 use parser::key::item;
 use parser::{Block, FileExtent, Key};
 
-use crate::codes::Code;
 use crate::forest::Expect;
 use crate::record::{RefKey, Site};
-use crate::violation::Violation;
 
 /// What a reference leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,10 +56,10 @@ pub struct Form {
     pub first_slot: usize,
 }
 
-/// Hands every reference that `block` holds to `visit`. `expect` is how the block was reached. Returns what is
-/// malformed in it.
-pub fn for_each(block: &Block<'_>, expect: &Expect, form: Form, visit: impl FnMut(Edge)) -> Vec<Violation> {
-    for_each_where(block, expect, form, |_| true, visit)
+/// Hands every reference that `block` holds to `visit`. `expect` is how the block was reached. A file extent that is
+/// malformed holds none; [`crate::items`] reports it.
+pub fn for_each(block: &Block<'_>, expect: &Expect, form: Form, visit: impl FnMut(Edge)) {
+    for_each_where(block, expect, form, |_| true, visit);
 }
 
 /// Like [`for_each`], for those slots that are `wanted`.
@@ -71,17 +69,16 @@ pub fn for_each_where(
     form: Form,
     wanted: impl Fn(usize) -> bool,
     mut visit: impl FnMut(Edge),
-) -> Vec<Violation> {
+) {
     let header = block.header();
     let (bytenr, owner) = (header.bytenr(), header.owner());
-    let mut violations = Vec::new();
     match block {
         Block::Node(node) => {
             let level = header.level().saturating_sub(1);
             let key = if form.full { RefKey::shared_tree(bytenr, level) } else { RefKey::tree(owner, level) };
             for (slot, ptr) in node.ptrs().enumerate().skip(form.first_slot).filter(|(slot, _)| wanted(*slot))
             {
-                let target = Target::Tree(expect.child(&header, slot, &ptr));
+                let target = Target::Tree(expect.child(node, slot, &ptr));
                 visit(Edge {
                     item: ptr.key,
                     bytenr: ptr.bytenr,
@@ -96,16 +93,9 @@ pub fn for_each_where(
                 if key.item_type != item::EXTENT_DATA || !wanted(slot) {
                     continue;
                 }
-                let range = match FileExtent::parse(data) {
-                    Ok(file_extent) => file_extent.extent(),
-                    Err(error) => {
-                        let message =
-                            format!("corrupt leaf: root={owner} block={bytenr} slot={slot} {key}: {error}");
-                        violations.push(Violation::new(Code::TreeFileExtent, bytenr, 0, message));
-                        continue;
-                    }
+                let Some(range) = FileExtent::parse(data).ok().and_then(|extent| extent.extent()) else {
+                    continue;
                 };
-                let Some(range) = range else { continue };
                 let ref_key = if form.full {
                     RefKey::shared_data(bytenr)
                 } else {
@@ -121,5 +111,4 @@ pub fn for_each_where(
             }
         }
     }
-    violations
 }

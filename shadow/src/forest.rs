@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parser::block::Header;
 use parser::map::{MapError, Physical};
-use parser::{Block, ChecksumType, ChunkMap, Key, RootItem, SuperBlock, Uuid, ids};
+use parser::{ChecksumType, ChunkMap, Key, Node, RootItem, SuperBlock, Uuid, ids};
 
 use crate::codes::Code;
 use crate::source::{BlockSource, ReadError, StructureFault, TreeBlock};
@@ -146,6 +146,8 @@ pub struct Expect {
     pub level: u8,
     /// First key; root blocks are reached without one.
     pub first_key: Option<Key>,
+    /// Key that all its keys must be less than: that of the next pointer in its parent, or the parent's own.
+    pub limit: Option<Key>,
     /// Who may own it.
     pub owner: OwnerRule,
     /// Who points: address of the block (0 for the super block) and slot.
@@ -161,6 +163,7 @@ impl Expect {
             generation: item.generation,
             level: item.level,
             first_key: None,
+            limit: None,
             owner: OwnerRule::of_tree(id.tree),
             from: (0, 0),
         }
@@ -172,7 +175,7 @@ impl Expect {
         let (bytenr, level) = superblock.root();
         let generation = superblock.generation();
         let owner = OwnerRule::Exactly(ids::ROOT_TREE);
-        Expect { bytenr, generation, level, first_key: None, owner, from: (0, 0) }
+        Expect { bytenr, generation, level, first_key: None, limit: None, owner, from: (0, 0) }
     }
 
     /// The root of the chunk tree, as the super block names it.
@@ -181,19 +184,21 @@ impl Expect {
         let (bytenr, level) = superblock.chunk_root();
         let generation = superblock.chunk_root_generation();
         let owner = OwnerRule::Exactly(ids::CHUNK_TREE);
-        Expect { bytenr, generation, level, first_key: None, owner, from: (0, 0) }
+        Expect { bytenr, generation, level, first_key: None, limit: None, owner, from: (0, 0) }
     }
 
-    /// The child that `ptr`, in `slot` of the node with this header, points to.
+    /// The child that `ptr`, in `slot` of `node`, points to.
     #[must_use]
-    pub fn child(&self, node: &Header<'_>, slot: usize, ptr: &parser::NodePtr) -> Self {
+    pub fn child(&self, node: &Node<'_>, slot: usize, ptr: &parser::NodePtr) -> Self {
+        let header = node.header();
         Expect {
             bytenr: ptr.bytenr,
             generation: ptr.generation,
-            level: node.level().saturating_sub(1),
+            level: header.level().saturating_sub(1),
             first_key: Some(ptr.key),
+            limit: node.key(slot.saturating_add(1)).or(self.limit),
             owner: self.owner,
-            from: (node.bytenr(), slot),
+            from: (header.bytenr(), slot),
         }
     }
 
@@ -376,13 +381,23 @@ fn verify(geometry: &Geometry, seed_uuids: &[Uuid], block: &TreeBlock, expect: &
     if let Some(fault) = block.fault() {
         return Some(structure_violation(&fault, bytenr, &header, geometry));
     }
-    let first_key = block.view().and_then(|view| Block::first_key(&view));
-    match (expect.first_key, first_key) {
+    let view = block.view()?;
+    match (expect.first_key, view.first_key()) {
         (Some(wanted), found) if found != Some(wanted) => {
             let found = found.map_or_else(|| "none".to_owned(), |key| key.to_string());
             let message =
                 format!("tree first key mismatch on {bytenr} wanted {wanted} found {found}, {}", from());
-            Some(violation(Code::TreeFirstKey, message).with_worth(wanted.to_string(), found))
+            return Some(violation(Code::TreeFirstKey, message).with_worth(wanted.to_string(), found));
+        }
+        _ => {}
+    }
+    match (expect.limit, view.last_key()) {
+        (Some(limit), Some(last)) if last >= limit => {
+            let message = format!(
+                "bad key order on {bytenr}: last key {last}, the next block begins with {limit}, {}",
+                from()
+            );
+            Some(violation(Code::TreeKeyOrder, message).with_worth(limit.to_string(), last.to_string()))
         }
         _ => None,
     }

@@ -17,6 +17,7 @@ pub mod delta;
 pub mod edges;
 mod fold;
 pub mod forest;
+pub mod items;
 pub mod log_tree;
 pub mod paths;
 pub mod reconcile;

@@ -103,8 +103,7 @@ pub fn partitions(forest: &Forest<'_>) -> Result<Vec<(u64, u64)>, BlockProblem> 
                 Err(problem) => return Err(problem),
             };
             if let Some(Block::Node(node)) = block.view() {
-                let header = node.header();
-                below.extend(node.ptrs().enumerate().map(|(slot, ptr)| expect.child(&header, slot, &ptr)));
+                below.extend(node.ptrs().enumerate().map(|(slot, ptr)| expect.child(&node, slot, &ptr)));
             }
         }
         starts.extend(below.iter().filter_map(|expect| expect.first_key).map(|key| key.objectid));

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 use hashbrown::{HashMap, HashSet};
+use parser::Block;
 
 use crate::audit::explain::Collected;
 use crate::audit::table::Table;
@@ -11,7 +12,8 @@ use crate::codes::Code;
 use crate::delta::masks::{self, Masks};
 use crate::delta::references::root_edges;
 use crate::edges::{self, Edge, Form, Target};
-use crate::forest::{BlockProblem, Copies, Expect, Forest};
+use crate::forest::{BlockProblem, Copies, Expect, Forest, Snapshot};
+use crate::items;
 use crate::record::{RefKey, Site};
 use crate::violation::Violation;
 
@@ -75,11 +77,14 @@ impl<'a> Walk<'a> {
             full: facts.is_some_and(super::table::Facts::full_backref),
             first_slot: self.masks.get(&expect.bytenr).copied().unwrap_or(0),
         };
-        let violations = edges::for_each(&view, expect, form, |edge| self.reference(&edge, next));
+        edges::for_each(&view, expect, form, |edge| self.reference(&edge, next));
+        if matches!(self.visitor, Visitor::Collect(_)) {
+            return;
+        }
         let header = view.header();
-        let mut found = violations;
-        found.extend(bad_copies);
-        if let (Visitor::Sum(_), Some(facts)) = (&self.visitor, facts) {
+        let mut found = bad_copies;
+        self.check_items(&view, &mut found);
+        if let Some(facts) = facts {
             if facts.metadata() && facts.generation() != header.generation() & ((1 << 56) - 1) {
                 let (have, want) = (facts.generation(), header.generation());
                 let message =
@@ -95,8 +100,26 @@ impl<'a> Walk<'a> {
                 found.push(Violation::new(Code::RefFullBackref, expect.bytenr, 0, message));
             }
         }
-        if !found.is_empty() && matches!(self.visitor, Visitor::Sum(_)) {
+        if !found.is_empty() {
             self.lock().violations.extend(found);
+        }
+    }
+
+    /// Checks the block's header, and all its items each by itself.
+    fn check_items(&self, block: &Block<'_>, found: &mut Vec<Violation>) {
+        let Snapshot { geometry, generation, .. } = self.forest.snapshot;
+        found.extend(items::header_fault(block, geometry.nodesize));
+        if let Block::Leaf(leaf) = block {
+            let owner = leaf.header().owner();
+            let context = items::Context::new(geometry, *generation, owner);
+            items::check_leaf(
+                &context,
+                leaf,
+                |_| true,
+                |fault| {
+                    found.push(fault.violation(owner, geometry.nodesize));
+                },
+            );
         }
     }
 

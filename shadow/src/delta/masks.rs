@@ -46,6 +46,6 @@ fn path(
         let slot = node.slot_for(&cursor).unwrap_or(0);
         masks.insert(header.bytenr(), slot);
         let Some(ptr) = node.ptr(slot) else { return Ok(()) };
-        expect = expect.child(&header, slot, &ptr);
+        expect = expect.child(&node, slot, &ptr);
     }
 }

@@ -6,7 +6,7 @@
 use hashbrown::HashMap;
 use parser::{Block, Key, Node};
 
-use crate::edges::{Edge, Form, Target};
+use crate::edges::{Edge, Target};
 use crate::forest::Expect;
 
 /// What a block was copied from.
@@ -51,22 +51,19 @@ impl Pairs {
     }
 }
 
-/// Slots of two blocks, each in key order, whose references are the same by a look at their bytes.
+/// Slots of two blocks, each in key order, that say the same by a look at their bytes.
 #[derive(Debug, Default)]
 pub(super) struct Common {
     original: Vec<bool>,
     copy: Vec<bool>,
+    /// Slots of the copy that stand behind another item than in the original.
+    moved: Vec<bool>,
 }
 
 impl Common {
-    /// Compares two blocks and the forms in which they hold their references.
-    pub(super) fn new(original: (&Block<'_>, Form), copy: (&Block<'_>, Form)) -> Self {
-        let (header, other) = (original.0.header(), copy.0.header());
-        let same_keys = header.owner() == other.owner() && header.level() == other.level();
-        if !same_keys || original.1 != Form::default() || copy.1 != Form::default() {
-            return Common::default();
-        }
-        match (original.0, copy.0) {
+    /// Compares two blocks.
+    pub(super) fn new(original: &Block<'_>, copy: &Block<'_>) -> Self {
+        match (original, copy) {
             (Block::Node(old), Block::Node(new)) => {
                 let at =
                     |node: &Node<'_>, slot| node.ptr(slot).map(|ptr| (ptr.key, (ptr.bytenr, ptr.generation)));
@@ -86,7 +83,13 @@ impl Common {
         original: impl Fn(usize) -> Option<(Key, T)>,
         copy: impl Fn(usize) -> Option<(Key, T)>,
     ) -> Self {
-        let mut common = Common { original: Vec::with_capacity(lens.0), copy: Vec::with_capacity(lens.1) };
+        let mut common = Common {
+            original: Vec::with_capacity(lens.0),
+            copy: Vec::with_capacity(lens.1),
+            moved: Vec::with_capacity(lens.1),
+        };
+        // Whether what stands before both slots is the same.
+        let mut follows = true;
         let (mut old, mut new) = (original(0), copy(0));
         while let (Some((old_key, old_value)), Some((new_key, new_value))) = (&old, &new) {
             let order = old_key.cmp(new_key);
@@ -96,7 +99,9 @@ impl Common {
             }
             if order.is_ge() {
                 common.copy.push(same);
+                common.moved.push(!follows);
             }
+            follows = same;
             if order.is_le() {
                 old = original(common.original.len());
             }
@@ -115,6 +120,11 @@ impl Common {
     /// Whether the original held the same as this slot of the copy.
     pub(super) fn is_copied(&self, slot: usize) -> bool {
         self.copy.get(slot) == Some(&true)
+    }
+
+    /// Whether the original held the same as this slot of the copy, behind the same item.
+    pub(super) fn is_untouched(&self, slot: usize) -> bool {
+        self.is_copied(slot) && self.moved.get(slot) == Some(&false)
     }
 }
 

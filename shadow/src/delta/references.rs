@@ -18,14 +18,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
-use parser::{Key, RootItem, ids};
+use parser::{Block, Key, RootItem, ids};
 
 use crate::codes::Code;
 use crate::delta::extents::{ExtentDelta, Records};
+use crate::delta::items::ItemFaults;
 use crate::delta::masks::{self, Masks};
 use crate::delta::pairs::{self, Common, Pairs};
 use crate::edges::{self, Edge, Form, Target};
 use crate::forest::{BlockProblem, Copies, Expect, Forest, RootId};
+use crate::items;
 use crate::record::{ExtentRecord, RefKey, Site};
 use crate::source::TreeBlock;
 use crate::violation::Violation;
@@ -170,6 +172,7 @@ struct Walk<'a, 'r> {
     net: HashMap<(ExtentId, RefKey), NetChange>,
     adds: Vec<Add>,
     drops: Vec<Edge>,
+    item_faults: ItemFaults,
     result: ReferenceDelta,
 }
 
@@ -190,6 +193,7 @@ impl<'a, 'r> Walk<'a, 'r> {
             net: HashMap::with_capacity(ROOM),
             adds: Vec::with_capacity(ROOM),
             drops: Vec::with_capacity(ROOM),
+            item_faults: ItemFaults::default(),
             result,
         }
     }
@@ -376,21 +380,23 @@ impl<'a, 'r> Walk<'a, 'r> {
         let before = original.and_then(|original| Some((original, self.block_before(&original.expect)?)));
         let before =
             before.as_ref().and_then(|(original, (block, form))| Some((original, block.view()?, *form)));
+        let common = before.as_ref().map(|(_, old, _)| Common::new(old, &view)).unwrap_or_default();
+        self.check_items(&view, &common);
         // What is in both is left out, where it cancels out.
-        let common = before
-            .as_ref()
-            .filter(|(original, ..)| original.gone)
-            .map(|(_, old, old_form)| Common::new((old, *old_form), (&view, form)))
-            .unwrap_or_default();
+        let cancels = before.as_ref().is_some_and(|(original, old, old_form)| {
+            original.gone
+                && old.header().owner() == view.header().owner()
+                && is_plain(form)
+                && is_plain(*old_form)
+        });
         let mut born = Vec::new();
-        let is_new = |slot| !common.is_copied(slot);
-        let violations = edges::for_each_where(&view, expect, form, is_new, |edge| born.push(edge));
-        self.result.violations.extend(violations);
+        let is_new = |slot| !(cancels && common.is_copied(slot));
+        edges::for_each_where(&view, expect, form, is_new, |edge| born.push(edge));
         let Some((original, old, old_form)) = before else {
             return self.adds.extend(born.into_iter().map(Add::unchecked));
         };
         let mut held = Vec::new();
-        let is_gone = |slot| !common.is_kept(slot);
+        let is_gone = |slot| !(cancels && common.is_kept(slot));
         edges::for_each_where(&old, &original.expect, old_form, is_gone, |edge| held.push(edge));
         let compared = pairs::compare(held, born);
         for (old, new) in &compared.same_place {
@@ -453,6 +459,15 @@ impl<'a, 'r> Walk<'a, 'r> {
         forest.read(expect).map_err(|problem| self.result.problems.push(problem)).ok()
     }
 
+    /// Checks the header of a block that was born and those of its items that its original did not have.
+    fn check_items(&mut self, view: &Block<'_>, common: &Common) {
+        let snapshot = self.inputs.new.snapshot;
+        self.result.violations.extend(items::header_fault(view, snapshot.geometry.nodesize));
+        if let Block::Leaf(leaf) = view {
+            self.item_faults.check(snapshot, leaf, common);
+        }
+    }
+
     fn check_born_record(&mut self, header: &parser::Header<'_>, record: Option<&ExtentRecord>) {
         let Some(record) = record else { return };
         if record.metadata() && record.generation != header.generation() {
@@ -508,6 +523,7 @@ impl<'a, 'r> Walk<'a, 'r> {
     }
 
     fn finish(mut self) -> ReferenceDelta {
+        self.result.violations.extend(self.item_faults.new_ones(&self.inputs.old, &self.inputs.new));
         let mut changes: BTreeMap<ExtentId, Vec<(RefKey, NetChange)>> = BTreeMap::new();
         for ((id, key), change) in self.net {
             if change.net != 0 || change.len_differs {
@@ -572,6 +588,11 @@ impl<'a, 'r> Walk<'a, 'r> {
     }
 }
 
+/// Whether a block's references are recorded by its owner, all of them.
+fn is_plain(form: Form) -> bool {
+    form == Form::default()
+}
+
 fn form(record: Option<&ExtentRecord>, first_slot: Option<&usize>) -> Form {
     Form {
         full: record.is_some_and(ExtentRecord::full_backref),
@@ -586,6 +607,7 @@ fn survivor(record: &ExtentRecord) -> Option<Expect> {
         generation: record.generation,
         level: record.level?,
         first_key: None,
+        limit: None,
         owner: crate::forest::OwnerRule::Any,
         from: (0, 0),
     })

@@ -106,7 +106,7 @@ impl<'a> Cursor<'a> {
         let Some(frame) = self.stack.last() else { return Position::End };
         match frame.block.view() {
             Some(Block::Node(node)) => match node.ptr(frame.slot) {
-                Some(ptr) => Position::Subtree(frame.expect.child(&node.header(), frame.slot, &ptr)),
+                Some(ptr) => Position::Subtree(frame.expect.child(&node, frame.slot, &ptr)),
                 None => Position::End,
             },
             Some(Block::Leaf(_)) => {

@@ -66,7 +66,7 @@ impl<'a> Searcher<'a> {
                     let slot = node.slot_for(key).unwrap_or(0);
                     let Some(ptr) = node.ptr(slot) else { return Ok(None) };
                     next = node.ptr(slot + 1).map(|ptr| ptr.key).or(next);
-                    expect = expect.child(&node.header(), slot, &ptr);
+                    expect = expect.child(&node, slot, &ptr);
                 }
                 Some(Block::Leaf(_)) => {
                     self.leaf = Some((Arc::clone(&block), next));

@@ -8,7 +8,7 @@ use shadow::{SuperChange, classify};
 use crate::support::*;
 
 fn root() -> RootSpec {
-    RootSpec { bytenr: 1 << 20, level: 0, generation: 10, refs: 1, cursor: None }
+    RootSpec { bytenr: 1 << 20, level: 0, generation: 10, refs: 1, cursor: None, last_snapshot: 0 }
 }
 
 /// How a super block changed in this way follows the one before.

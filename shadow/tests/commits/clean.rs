@@ -250,7 +250,7 @@ fn a_chunk_is_recreated_at_its_address() {
     rig.clean();
 }
 
-/// Splits, merges, pushes between neighbours, trees growing and shrinking by levels, down to an empty one.
+/// Splits, merges, pushes between neighbours, trees growing and shrinking by levels, down to one that is as good as empty.
 #[test]
 fn trees_change_their_shape() {
     let mut rig = filled();

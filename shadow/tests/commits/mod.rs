@@ -4,6 +4,7 @@ mod blocks;
 mod clean;
 mod faults;
 mod items;
+mod leaves;
 mod mended;
 mod pointers;
 mod random;

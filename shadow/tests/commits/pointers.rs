@@ -55,7 +55,7 @@ fn log(rig: &mut Rig, edit: impl Fn(&mut BlockSpec)) -> (Ptr, u64) {
     let leaf = Content::Leaf(vec![(Key::new(300, item::INODE_ITEM, 0), bytes::inode_item())]);
     let leaf = world.block(ids::TREE_LOG, 0, leaf);
     let (bytenr, generation) = (leaf.bytenr, leaf.generation);
-    let root = RootSpec { bytenr, level: 0, generation, refs: 1, cursor: None };
+    let root = RootSpec { bytenr, level: 0, generation, refs: 1, cursor: None, last_snapshot: 0 };
     let items = vec![(Key::new(ids::TREE_LOG, item::ROOT_ITEM, 5), bytes::root_item(&root))];
     let root = world.block(ids::TREE_LOG, 0, Content::Leaf(items));
     edit(world.blocks.get_mut(&leaf.bytenr).unwrap());
@@ -102,5 +102,24 @@ fn a_damaged_log() {
         let found: Vec<_> = report.violations.iter().map(|found| (found.code, found.bytenr)).collect();
         assert_eq!((report.verdict(), found), (Verdict::Violations, vec![(code, leaf)]));
         rig.clean();
+    }
+}
+
+/// A log's leaves are copied from one log commit to the next; what is wrong in them is said once.
+#[test]
+fn a_damaged_item_in_a_log() {
+    let mut rig = Rig::attach(World::new(Config::default()));
+    for _ in 0..2 {
+        let superblock = rig.world.commit();
+        rig::assert_clean(&rig.verifier.commit(&superblock, &rig.world.image));
+        for nth in 0..3 {
+            let (root, leaf) = log(&mut rig, |leaf| {
+                leaf.content = Content::Leaf(vec![(Key::new(300, item::INODE_ITEM, 0), vec![0; 160])]);
+            });
+            let report = rig.verifier.log_commit(&with_log(&superblock, root, 0), &rig.world.image);
+            let found: Vec<_> = report.violations.iter().map(|found| (found.code, found.bytenr)).collect();
+            let first = (nth == 0).then_some((Code::TreeInodeItem, leaf));
+            assert_eq!(found, Vec::from_iter(first), "{:#?}", rig::messages(&report));
+        }
     }
 }

@@ -116,6 +116,7 @@ pub struct RootSpec {
     pub generation: u64,
     pub refs: u32,
     pub cursor: Option<(Key, u8)>,
+    pub last_snapshot: u64,
 }
 
 /// A chunk on the only device.
@@ -208,6 +209,7 @@ pub fn root_item(root: &RootSpec) -> Vec<u8> {
     item.legacy.bytenr = root.bytenr.into();
     item.legacy.bytes_used = 4096.into();
     item.legacy.refs = root.refs.into();
+    item.legacy.last_snapshot = root.last_snapshot.into();
     item.legacy.drop_progress = disk_key(&cursor);
     item.legacy.drop_level = level;
     item.legacy.level = root.level;
@@ -235,7 +237,9 @@ pub fn inline_extent(data: &[u8]) -> Vec<u8> {
 }
 
 pub fn inode_item() -> Vec<u8> {
-    disk::InodeItem::new_zeroed().as_bytes().to_vec()
+    disk::InodeItem { nlink: 1.into(), mode: 0o100_644.into(), ..disk::InodeItem::new_zeroed() }
+        .as_bytes()
+        .to_vec()
 }
 
 pub fn block_group_item(used: u64, flags: u64) -> Vec<u8> {

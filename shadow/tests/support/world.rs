@@ -207,7 +207,8 @@ impl World {
     pub fn set_root(&mut self, id: RootId, ptr: Ptr) {
         let level = self.blocks[&ptr.bytenr].level;
         let (bytenr, generation) = (ptr.bytenr, ptr.generation);
-        self.roots.insert(id, RootSpec { bytenr, level, generation, refs: 1, cursor: None });
+        self.roots
+            .insert(id, RootSpec { bytenr, level, generation, refs: 1, cursor: None, last_snapshot: 0 });
     }
 
     /// All blocks of a tree, the root first.
@@ -227,8 +228,15 @@ impl World {
         blocks.iter().flat_map(|bytenr| self.blocks[bytenr].items().to_vec()).collect()
     }
 
-    /// Makes a tree hold these items, keeping the blocks that are as they must be.
-    pub fn write_tree(&mut self, id: RootId, items: Items) {
+    /// Makes a tree hold these items, keeping the blocks that are as they must be. Inodes get their inode item, and
+    /// trees that are never empty the top directory.
+    pub fn write_tree(&mut self, id: RootId, mut items: Items) {
+        let never_empty = [ids::FS_TREE, ids::DATA_RELOC_TREE].contains(&id.tree) && items.is_empty();
+        let inodes: Vec<u64> =
+            items.keys().map(|key| key.objectid).chain(never_empty.then_some(256)).collect();
+        for inode in inodes.into_iter().filter(|_| ids::is_fs_tree(id.tree) || never_empty) {
+            items.entry(Key::new(inode, item::INODE_ITEM, 0)).or_insert_with(bytes::inode_item);
+        }
         let mut known: HashMap<(u8, Content), Ptr> = HashMap::new();
         for bytenr in self.tree_blocks(id) {
             let block = &self.blocks[&bytenr];
@@ -262,6 +270,8 @@ impl World {
         let root = self.copy_block(self.roots[&source].bytenr, id);
         let to = RootId { tree: id, offset: self.next() };
         self.set_root(to, root);
+        let next = self.next();
+        self.roots.get_mut(&source).expect("the source").last_snapshot = next;
         to
     }
 
@@ -474,5 +484,5 @@ impl World {
 fn root_spec(tree: &Managed) -> Option<RootSpec> {
     let (ptr, level) = tree.root?;
     let (bytenr, generation) = (ptr.bytenr, ptr.generation);
-    Some(RootSpec { bytenr, level, generation, refs: 1, cursor: None })
+    Some(RootSpec { bytenr, level, generation, refs: 1, cursor: None, last_snapshot: 0 })
 }

@@ -56,7 +56,7 @@ impl Grove {
         });
         let (bytenr, generation) = (ptr.bytenr, ptr.generation);
         let owner = OwnerRule::AnyFsTree;
-        let root = Expect { bytenr, generation, level, first_key: None, owner, from: (0, 0) };
+        let root = Expect { bytenr, generation, level, first_key: None, limit: None, owner, from: (0, 0) };
         Tree { root, blocks }
     }
 

@@ -5,6 +5,7 @@ mod extents;
 mod files;
 mod harmless;
 mod headers;
+mod items;
 mod nodes;
 mod roots;
 
@@ -26,6 +27,8 @@ pub struct Kind {
     pub needs_past: bool,
     /// Only a block of the newest generation is sure to show the fault: it can't have FULL_BACKREF.
     pub needs_new_block: bool,
+    /// The model of the references, which the tests compare with, knows nothing of what is changed.
+    pub is_beyond_model: bool,
     pub(crate) place: Place,
     pub(crate) leaves_checksum: bool,
     edit: Edit,
@@ -48,9 +51,18 @@ pub(crate) enum Place {
     CsumBlock,
     /// Leaves of the root tree.
     RootLeaf,
+    /// Leaves of the tree with this id.
+    LeafOf(u64),
 }
 
 impl Place {
+    pub(crate) const CSUM_LEAF: Place = Place::LeafOf(ids::CSUM_TREE);
+    pub(crate) const CHUNK_LEAF: Place = Place::LeafOf(ids::CHUNK_TREE);
+    pub(crate) const DEV_LEAF: Place = Place::LeafOf(ids::DEV_TREE);
+    pub(crate) const FREE_SPACE_LEAF: Place = Place::LeafOf(ids::FREE_SPACE_TREE);
+    pub(crate) const QUOTA_LEAF: Place = Place::LeafOf(ids::QUOTA_TREE);
+    pub(crate) const UUID_LEAF: Place = Place::LeafOf(ids::UUID_TREE);
+
     /// Whether a block is one of them.
     pub(crate) fn admits(self, owner: u64, level: u8) -> bool {
         let leaf = level == 0;
@@ -62,6 +74,7 @@ impl Place {
             Place::FileBlock => ids::is_fs_tree(owner),
             Place::CsumBlock => owner == ids::CSUM_TREE,
             Place::RootLeaf => owner == ids::ROOT_TREE && leaf,
+            Place::LeafOf(tree) => owner == tree && leaf,
         }
     }
 }
@@ -96,6 +109,7 @@ impl Kind {
             needs_parent: false,
             needs_past: false,
             needs_new_block: false,
+            is_beyond_model: false,
             place,
             leaves_checksum: false,
             edit,
@@ -117,6 +131,12 @@ impl Kind {
     /// The same for what was right before.
     pub(crate) fn against_the_past(mut self) -> Self {
         self.needs_past = true;
+        self
+    }
+
+    /// The same for what the model can't see.
+    pub(crate) fn beyond_the_model(mut self) -> Self {
+        self.is_beyond_model = true;
         self
     }
 
@@ -183,6 +203,7 @@ pub fn all() -> Vec<Kind> {
     kinds.extend(nodes::kinds());
     kinds.extend(roots::kinds());
     kinds.extend(headers::kinds());
+    kinds.extend(items::kinds());
     kinds.extend(harmless::kinds());
     kinds
 }

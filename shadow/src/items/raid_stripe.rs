@@ -1,0 +1,19 @@
+//! Raid stripe extents.
+
+use parser::key::item::RAID_STRIPE;
+use parser::superblock::incompat;
+
+use super::{Context, Fault, Homes, Item, Rule, ensure};
+use crate::codes::Code::TreeRaidStripe;
+
+pub(super) const RULES: &[Rule] = &[Rule::new(RAID_STRIPE, Homes::RAID_STRIPE, check)];
+
+fn check(context: &Context<'_>, item: &Item<'_>) -> Result<(), Fault> {
+    let (start, len) = (item.key.objectid, item.key.offset);
+    ensure(context.is_aligned(start | len), TreeRaidStripe, || {
+        format!("invalid range, start {start} length {len}, should be aligned to {}", context.sectorsize())
+    })?;
+    ensure(context.geometry.has_incompat(incompat::RAID_STRIPE_TREE), TreeRaidStripe, || {
+        "RAID_STRIPE_EXTENT present but RAID_STRIPE_TREE incompat bit unset".to_owned()
+    })
+}

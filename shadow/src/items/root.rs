@@ -1,0 +1,47 @@
+//! Root items.
+
+use parser::block::MAX_LEVEL;
+use parser::key::item::ROOT_ITEM;
+use parser::{RootItem, ids};
+
+use super::{Context, Fault, Homes, Item, Rule, ensure};
+use crate::codes::Code::TreeRootItem;
+
+/// `BTRFS_ROOT_SUBVOL_RDONLY` and `BTRFS_ROOT_SUBVOL_DEAD`.
+const KNOWN_FLAGS: u64 = 1 | 1 << 48;
+
+pub(super) const RULES: &[Rule] = &[Rule::new(ROOT_ITEM, Homes::ROOT.or(Homes::LOG), check)];
+
+fn check(context: &Context<'_>, item: &Item<'_>) -> Result<(), Fault> {
+    let code = TreeRootItem;
+    // One that can't be read is reported by who reads all of them.
+    let Ok(root) = RootItem::parse(item.data) else { return Ok(()) };
+    let key = &item.key;
+    ensure(key.objectid != 0, code, || "invalid root id 0".to_owned())?;
+    ensure(key.objectid != ids::TREE_RELOC || key.offset != 0, code, || {
+        "invalid ROOT_ITEM key for reloc tree, offset 0".to_owned()
+    })?;
+    let last = context.last_generation();
+    let generations = [
+        ("generation", root.generation),
+        ("v2 generation", root.generation_v2.unwrap_or(0)),
+        ("last_snapshot", root.last_snapshot),
+    ];
+    for (what, value) in generations {
+        ensure(value <= last, code, || format!("invalid root {what}, have {value} expect [0, {last}]"))?;
+    }
+    ensure(context.is_aligned(root.bytenr), code, || {
+        format!("invalid root bytenr, have {} expect to be aligned to {}", root.bytenr, context.sectorsize())
+    })?;
+    for (what, level) in [("level", root.level), ("drop_level", root.drop_level)] {
+        ensure(level <= MAX_LEVEL, code, || {
+            format!("invalid root {what}, have {level} expect [0, {MAX_LEVEL}]")
+        })?;
+    }
+    ensure(root.drop_progress.objectid == 0 || root.drop_level > 0, code, || {
+        format!("invalid root drop_level 0 with drop_progress {}", root.drop_progress)
+    })?;
+    ensure(root.flags & !KNOWN_FLAGS == 0, code, || {
+        format!("invalid root flags, have {:#x} expect mask {KNOWN_FLAGS:#x}", root.flags)
+    })
+}
