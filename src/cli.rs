@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use shadow::RuleSwitch;
 
 use crate::fault::FaultSpec;
+use crate::policy::Policy;
 use crate::verifier::AuditMode;
 
 /// Serves a virtual machine's disk and verifies its btrfs at every transaction commit.
@@ -45,6 +46,8 @@ pub enum Command {
     Check(Check),
     /// List all rules: code, severity, what it says
     Rules(Rules),
+    /// Ask a running 'serve --control SOCK', or tell it something
+    Ctl(Ctl),
 }
 
 /// Options of `check`.
@@ -74,6 +77,45 @@ pub struct RuleOptions {
     /// 'btrfs-shadow rules' lists all rules. A block that can't be read stays unverified, whatever is off
     #[arg(long = "rule", value_name = "CODE=LEVEL")]
     pub switches: Vec<RuleSwitch>,
+}
+
+/// Options of `ctl`.
+#[derive(Debug, Args)]
+pub struct Ctl {
+    /// Control socket of the server
+    #[arg(value_name = "SOCK")]
+    pub socket: PathBuf,
+    /// What to ask or tell.
+    #[command(subcommand)]
+    pub command: CtlCommand,
+}
+
+/// What `ctl` can ask and tell.
+#[derive(Debug, Subcommand)]
+pub enum CtlCommand {
+    /// How things stand: disk, file system, counts, and which commit is paused, why and since when
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write an event with this name
+    Mark {
+        /// The name
+        name: String,
+    },
+    /// The last violations
+    Violations {
+        /// Print JSON, one object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let the paused commit through
+    Resume,
+    /// Refuse the paused commit
+    Reject,
+    /// End the server, as SIGTERM does: a paused commit is refused
+    Stop,
 }
 
 /// Options of `rules`.
@@ -114,7 +156,7 @@ pub struct Serve {
     /// Refuse all writes
     #[arg(long)]
     pub read_only: bool,
-    /// What to do with a commit that violates a rule
+    /// What to do with a commit that violates a rule. Warnings, and what can't be verified, are always written
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = Policy::Report)]
     pub on_violation: Policy,
     /// Which rules count.
@@ -127,6 +169,13 @@ pub struct Serve {
     /// Write events to this file, one JSON object a line; - is standard output
     #[arg(long, value_name = "FILE")]
     pub events: Option<PathBuf>,
+    /// Listen on this socket for 'ctl'; only this user can connect
+    #[arg(long, value_name = "SOCK")]
+    pub control: Option<PathBuf>,
+    /// QEMU's monitor (QMP): told to stop the virtual machine while a commit is paused. It answers to nobody else
+    /// meanwhile, and resumes with the commit
+    #[arg(long, value_name = "SOCK")]
+    pub qmp: Option<PathBuf>,
     /// Exit when the guest disconnects, with the verdict as exit code
     #[arg(long)]
     pub once: bool,
@@ -152,13 +201,6 @@ pub struct Serve {
     /// Break something on purpose, to see it caught: KIND[@GENERATION]
     #[arg(long, value_name = "SPEC", hide = true)]
     pub plant_fault: Option<FaultSpec>,
-}
-
-/// What to do with a commit that violates a rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Policy {
-    /// Report it, and write it
-    Report,
 }
 
 /// Reads a size in bytes, with an optional K, M or G (powers of 1024).

@@ -4,11 +4,14 @@
 pub mod capture;
 pub mod check;
 pub mod cli;
+pub mod control;
 pub mod device;
 pub mod engine;
 pub mod events;
 pub mod fault;
 pub mod image;
+pub mod monitor;
+pub mod policy;
 pub mod rules;
 pub mod serve;
 pub mod signals;

@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use btrfs_shadow::cli::{Cli, Command};
-use btrfs_shadow::{check, rules, serve};
+use btrfs_shadow::{check, control, rules, serve};
 use clap::{CommandFactory as _, Parser as _};
 use tracing_subscriber::EnvFilter;
 
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Some(Command::Serve(options)) => serve::run(options).map(|summary| summary.exit_code()),
         Some(Command::Check(options)) => check::run(options),
+        Some(Command::Ctl(options)) => control::run(options).map(|()| 0),
         Some(Command::Rules(options)) => rules::run(options).map(|()| 0),
         None => {
             let _ = Cli::command().print_help();

@@ -11,6 +11,7 @@ use shadow::Rules;
 
 use crate::capture::{Capture, CaptureShared, Message};
 use crate::cli::Serve;
+use crate::control::ControlServer;
 use crate::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle};
 use crate::events::{JsonSink, Sinks, TextSink};
 use crate::fault::FaultPlan;
@@ -34,15 +35,24 @@ pub fn run(options: &Serve) -> Result<Summary> {
     let image: Arc<dyn Image> = Arc::new(RawImage::open(blk_file, options.read_only)?);
     let sinks = sinks(options)?;
     let socket = socket(options)?;
-    let shared = Arc::new(CaptureShared::new(Arc::clone(&image), options.capture_memory));
+    let shared = CaptureShared::new(Arc::clone(&image), options.capture_memory);
+    let shared = Arc::new(shared.with_policy(options.on_violation));
     let (sender, messages) = crossbeam_channel::unbounded();
+    let control =
+        options.control.as_deref().map(|path| ControlServer::start(path, sender.clone())).transpose()?;
     let fault = options.plant_fault.map(FaultPlan::new);
     let tap: Arc<dyn Tap> = Arc::new(Capture::new(Arc::clone(&shared), sender.clone(), fault));
     let device_options = DeviceOptions { num_queues: options.num_queues, serial: options.serial.clone() };
     let mut server = Server::bind(socket, Arc::clone(&image), tap, device_options)?;
     let rules = Arc::new(Rules::new(&options.rules.switches));
-    let verifier_options =
-        VerifierOptions { shadow_memory: options.shadow_memory, audit: options.audit, rules };
+    let verifier_options = VerifierOptions {
+        shadow_memory: options.shadow_memory,
+        audit: options.audit,
+        rules,
+        disk: blk_file.display().to_string(),
+        stop: Some(stop.clone()),
+        monitor: options.qmp.clone(),
+    };
     let verifier = verifier::spawn(image, shared, (sender.clone(), messages), sinks, verifier_options)?;
     loop {
         match server.serve_one(&stop)? {
@@ -51,6 +61,7 @@ pub fn run(options: &Serve) -> Result<Summary> {
         }
     }
     drop(server);
+    drop(control);
     // Behind everything that was said before: what is held has been answered by now.
     let _ = sender.send(Message::Finish);
     match verifier.join() {

@@ -26,6 +26,15 @@ pub enum CopyFate {
     Lose,
 }
 
+/// Why the device waits for what is in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Draining {
+    /// A ring is stopped: the guest resets the device, or its virtual machine is stopped and may go on.
+    Ring,
+    /// The session ends.
+    Session,
+}
+
 /// Called once with the result of a held write, from any thread.
 pub type HoldDone = Box<dyn FnOnce(io::Result<()>) + Send>;
 
@@ -54,6 +63,9 @@ pub trait Tap: Send + Sync {
     /// Takes over a write that touches a super block. `done` is called when it has been written or refused; other
     /// requests go on meanwhile.
     fn hold(&self, offset: u64, bytes: Vec<u8>, done: HoldDone);
+
+    /// The device is about to wait until nothing is in flight any more: what is held must be answered.
+    fn draining(&self, why: Draining);
 
     /// A frontend has connected: the image may have been changed by others since the last one left.
     fn connected(&self);

@@ -308,6 +308,11 @@ impl Verifier {
         self.known.residuals.contains_key(&bytenr)
     }
 
+    /// The last commit won't be taken back any more.
+    pub fn settle(&mut self) {
+        self.undo = None;
+    }
+
     /// Takes back the last commit or log commit, so that the one before it is the last again. Of the histories only
     /// the steps of the refused commit are forgotten; entries are read anew from the extent tree.
     pub fn revoke(&mut self) {

@@ -21,9 +21,12 @@ pub use cache::BlockCache;
 pub use preserve::{Preserve, PreservedSource};
 pub use regions::Regions;
 
+use crate::control;
 use crate::fault::FaultPlan;
 use crate::image::Image;
-use crate::tap::{CopyFate, HoldDone, Tap, WritePlan};
+use crate::monitor::MonitorNews;
+use crate::policy::Policy;
+use crate::tap::{CopyFate, Draining, HoldDone, Tap, WritePlan};
 use crate::verifier::Audited;
 
 /// Bytes of a super block.
@@ -34,17 +37,14 @@ pub const PRIMARY_SUPER: u64 = OFFSETS[0];
 
 /// What the verifier's thread is told, in the order in which it happened.
 pub enum Message {
-    /// A write that touches the primary super block, held until its verdict.
-    SuperWrite {
-        /// Byte offset of the write.
-        offset: u64,
-        /// All it writes.
-        bytes: Vec<u8>,
-        /// When it was submitted.
-        submitted: std::time::Instant,
-        /// Answers the guest.
-        done: HoldDone,
-    },
+    /// A write that touches the primary super block, or a copy where the policy says so: held until its verdict.
+    SuperWrite(HeldWrite),
+    /// The device waits for what is held.
+    Draining(Draining),
+    /// Somebody at the control socket wants something.
+    Control(control::Request, Sender<control::Response>),
+    /// What became of a command to QEMU's monitor.
+    Monitor(MonitorNews),
     /// A frontend connected.
     Connected,
     /// The frontend is gone.
@@ -53,6 +53,30 @@ pub enum Message {
     Audited(Audited),
     /// No more will come: report the end.
     Finish,
+}
+
+/// A write that waits for a verdict.
+pub struct HeldWrite {
+    /// Byte offset of the write.
+    pub offset: u64,
+    /// All it writes.
+    pub bytes: Vec<u8>,
+    /// When it was submitted.
+    pub submitted: std::time::Instant,
+    /// Answers the guest.
+    pub done: HoldDone,
+}
+
+impl HeldWrite {
+    /// Whether any byte of `SUPER_SIZE` at `place` is written.
+    #[must_use]
+    pub fn touches(&self, place: u64) -> bool {
+        touches_super(place, self.offset, self.bytes.len() as u64)
+    }
+}
+
+fn touches_super(place: u64, offset: u64, len: u64) -> bool {
+    offset < place + SUPER_SIZE && offset.saturating_add(len) > place
 }
 
 /// Counts what was captured since the last commit took them.
@@ -78,6 +102,8 @@ pub struct CaptureShared {
     pub preserve: Arc<Preserve>,
     /// What was captured.
     pub counters: CaptureCounters,
+    /// What is done with a commit that violates a rule: whether the last good one must stay whole.
+    pub policy: Policy,
 }
 
 impl CaptureShared {
@@ -89,7 +115,15 @@ impl CaptureShared {
             cache: Arc::new(BlockCache::new(Arc::clone(&image), limit)),
             preserve: Arc::new(Preserve::new(image, limit)),
             counters: CaptureCounters::default(),
+            policy: Policy::default(),
         }
+    }
+
+    /// The same under another policy than report.
+    #[must_use]
+    pub fn with_policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
     }
 }
 
@@ -117,10 +151,11 @@ impl Capture {
 
 impl Tap for Capture {
     fn plan(&self, offset: u64, len: u64) -> WritePlan {
-        let end = offset.saturating_add(len);
-        if offset < PRIMARY_SUPER + SUPER_SIZE && end > PRIMARY_SUPER {
+        let held = if self.shared.policy.may_refuse() { &OFFSETS[..] } else { &OFFSETS[..1] };
+        if held.iter().any(|place| touches_super(*place, offset, len)) {
             return WritePlan::Hold;
         }
+        let end = offset.saturating_add(len);
         match self.shared.regions.load().as_ref() {
             Some(regions) if regions.may_hold_metadata(offset, end) => WritePlan::Copy,
             _ => WritePlan::Direct,
@@ -156,7 +191,11 @@ impl Tap for Capture {
 
     fn hold(&self, offset: u64, bytes: Vec<u8>, done: HoldDone) {
         let submitted = std::time::Instant::now();
-        self.tell(Message::SuperWrite { offset, bytes, submitted, done });
+        self.tell(Message::SuperWrite(HeldWrite { offset, bytes, submitted, done }));
+    }
+
+    fn draining(&self, why: Draining) {
+        self.tell(Message::Draining(why));
     }
 
     fn connected(&self) {

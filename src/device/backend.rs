@@ -19,6 +19,7 @@ use super::limits::MAX_QUEUE_SIZE;
 use super::worker::{Shared, Worker};
 use super::{MemorySpace, Vring, config};
 use crate::image::Image;
+use crate::tap::Draining;
 
 /// The device side of one connection.
 pub(super) struct Backend {
@@ -64,9 +65,9 @@ impl Backend {
     }
 
     /// Waits until no request is in flight on any queue.
-    pub(super) fn quiesce(&self) {
+    pub(super) fn quiesce(&self, why: Draining) {
         for worker in &self.workers {
-            lock(worker).quiesce();
+            lock(worker).quiesce(why);
         }
     }
 
@@ -113,7 +114,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn reset_device(&self) {
-        self.quiesce();
+        self.quiesce(Draining::Ring);
     }
 
     fn set_event_idx(&self, _enabled: bool) {
@@ -147,7 +148,7 @@ impl VhostUserBackend for Backend {
 
     fn stop_vring(&self, queue: u32) -> io::Result<()> {
         if let Some(worker) = self.workers.get(queue as usize) {
-            lock(worker).quiesce();
+            lock(worker).quiesce(Draining::Ring);
         }
         Ok(())
     }

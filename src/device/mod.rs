@@ -25,7 +25,7 @@ mod stop;
 mod worker;
 
 pub use server::{DeviceError, DeviceOptions, Server, SessionEnd};
-pub use socket::Socket;
+pub use socket::{Socket, SocketFile, listen};
 pub use stop::StopHandle;
 
 use vhost_user_backend::VringMutex;

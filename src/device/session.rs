@@ -14,6 +14,7 @@ use super::MemorySpace;
 use super::backend::Backend;
 use super::server::DeviceError;
 use super::stop::StopHandle;
+use crate::tap::Draining;
 
 /// Serves the connection that waits at `listener` until the frontend leaves or the stop signal is given, and
 /// returns when nothing is in flight any more.
@@ -31,7 +32,7 @@ pub(super) fn serve(
     // what is in flight; even a thread that has died doesn't keep us from it.
     backend.abandon();
     drop(daemon);
-    backend.quiesce();
+    backend.quiesce(Draining::Session);
     // SAFETY: dropping the daemon has joined its threads.
     unsafe { backend.close_exit_fds() };
     outcome
@@ -58,7 +59,7 @@ fn attend(
             }
             // Answered while the frontend is still there to see it.
             backend.close();
-            backend.quiesce();
+            backend.quiesce(Draining::Session);
             shutdown.shutdown();
         });
         let result = daemon.wait();

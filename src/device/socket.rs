@@ -60,7 +60,7 @@ impl Socket {
 }
 
 /// Our socket in the file system; removed when dropped, unless somebody has put another in its place.
-pub(super) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     id: (u64, u64),
 }
@@ -79,7 +79,11 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|metadata| (metadata.st_dev(), metadata.st_ino()))
 }
 
-fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+/// Listens at `path`, where the socket of a process that is gone may be in the way; never that of a live one.
+///
+/// # Errors
+/// When it can't be listened there.
+pub fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             remove_stale(path)?;

@@ -23,7 +23,7 @@ use super::limits::{BATCH, MAX_COMPLAINTS, MAX_COPY, MAX_HELD};
 use super::stop::wait_readable;
 use super::{Memory, MemorySpace, Vring};
 use crate::engine::{Buffer, Completion, Engine, SharedSlices};
-use crate::tap::{CopyFate, Tap, WritePlan};
+use crate::tap::{CopyFate, Draining, Tap, WritePlan};
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
 const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
@@ -118,7 +118,10 @@ impl Worker {
     }
 
     /// Waits until nothing is in flight. The ring must have been stopped, or the session closed.
-    pub(super) fn quiesce(&mut self) {
+    pub(super) fn quiesce(&mut self, why: Draining) {
+        if self.held_bytes > 0 {
+            self.shared.tap.draining(why);
+        }
         loop {
             self.reap();
             self.signal();

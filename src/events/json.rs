@@ -49,6 +49,16 @@ pub fn value(event: &Event<'_>) -> Value {
         Event::Detach { fsid, commits, violations } => json!({
             "event": "detach", "fs": fsid.to_string(), "commits": commits, "violations": violations,
         }),
+        Event::Resolution(resolution) => json!({
+            "event": "resolution",
+            "fs": resolution.fsid.to_string(),
+            "generation": resolution.generation,
+            "kind": resolution.kind.name(),
+            "policy": resolution.policy,
+            "by": resolution.by,
+            "paused_ms": millis(resolution.paused),
+        }),
+        Event::Mark { name } => json!({ "event": "mark", "name": name }),
         Event::Notice { message } => json!({ "event": "notice", "message": message }),
     }
 }

@@ -11,7 +11,7 @@ use std::fmt;
 use shadow::violation::Violation;
 use shadow::{CommitReport, Verdict};
 
-pub use json::JsonSink;
+pub use json::{JsonSink, value as to_json};
 pub use text::TextSink;
 
 /// A file system's UUID in its usual form.
@@ -98,6 +98,23 @@ impl Commit {
     }
 }
 
+/// What became of a commit that was paused.
+#[derive(Debug)]
+pub struct Resolution {
+    /// Of which file system.
+    pub fsid: Fsid,
+    /// The commit.
+    pub generation: u64,
+    /// Transaction or log.
+    pub kind: CommitKind,
+    /// What became of the super block write: written or rejected.
+    pub policy: &'static str,
+    /// Who, or what, decided.
+    pub by: &'static str,
+    /// How long it was paused.
+    pub paused: std::time::Duration,
+}
+
 /// Everything there is to tell.
 #[derive(Debug)]
 pub enum Event<'a> {
@@ -115,6 +132,13 @@ pub enum Event<'a> {
         origin: &'static str,
         /// What it is.
         violation: &'a Violation,
+    },
+    /// A paused commit was decided on.
+    Resolution(&'a Resolution),
+    /// A mark that somebody set.
+    Mark {
+        /// Its name.
+        name: &'a str,
     },
     /// A file system is no longer there, or no longer served.
     Detach {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use shadow::violation::Violation;
 use shadow::{CommitReport, Verdict};
 
-use crate::events::{Attach, Commit, CommitKind, Event, Sink};
+use crate::events::{Attach, Commit, CommitKind, Event, Resolution, Sink};
 
 /// Writes events as text.
 pub struct TextSink {
@@ -31,6 +31,15 @@ impl Sink for TextSink {
             Event::Detach { fsid, commits, violations } => {
                 writeln!(self.out, "detach      {fsid}: {commits} commits, {violations} violations")?;
             }
+            Event::Resolution(resolution) => {
+                let Resolution { generation, policy, by, paused, .. } = resolution;
+                let seconds = paused.as_secs_f64();
+                writeln!(
+                    self.out,
+                    "resolution  generation {generation} {policy}, by {by}, after {seconds:.1} s"
+                )?;
+            }
+            Event::Mark { name } => writeln!(self.out, "mark        {name}")?,
             Event::Notice { message } => writeln!(self.out, "notice      {message}")?,
         }
         self.out.flush()
@@ -84,6 +93,9 @@ impl TextSink {
                 "log    {generation:>6}  {verdict:<12} {} blocks written, {blocks_born} new log blocks; {micros} us",
                 commit.tree_blocks_written,
             )?,
+        }
+        if commit.policy != "written" {
+            writeln!(self.out, "  the super block write is {}", commit.policy)?;
         }
         for reason in &report.unverified {
             writeln!(self.out, "  not verified: {reason}")?;

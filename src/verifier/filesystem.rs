@@ -9,39 +9,23 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use parser::SuperBlock;
+use serde_json::{Value, json};
 use shadow::attach::{self, AttachError};
 use shadow::classify::ReattachReason;
 use shadow::{CommitReport, Severity, SuperChange, Verdict, Verifier, classify};
 
 use crate::capture::{CaptureShared, Message, PRIMARY_SUPER, Regions, SUPER_SIZE};
 use crate::check::{AuditReport, ImageSource, NoProgress, audit};
-use crate::events::{Attach, Commit, CommitKind, Event, Fsid, Sinks};
+use crate::events::{Attach, Commit, CommitKind, Event, Fsid, Resolution, Sinks};
 use crate::image::Image;
+use crate::policy::Policy;
 use crate::verifier::VerifierOptions;
 use crate::verifier::audit::{self as background, AuditMode, Audited};
+use crate::verifier::fate::{CopyFate, Fate, Judged};
+use crate::verifier::ledger::{Ledger, Summary};
 
-/// What has been seen, for the exit code.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// Commits and log commits whose verdict was clean.
-    pub clean: u64,
-    /// Those that could not, or not wholly, be verified.
-    pub unverified: u64,
-    /// Violations; warnings don't count.
-    pub violations: u64,
-}
-
-impl Summary {
-    /// Exit code: 1 for violations; 3 when nothing, or not everything, was verified; else 0.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Summary { violations: 1.., .. } => 1,
-            Summary { unverified: 1.., .. } | Summary { clean: 0, .. } => 3,
-            _ => 0,
-        }
-    }
-}
+/// Reasons that are given for the fate of a commit.
+const WHY_LIMIT: usize = 16;
 
 /// The file system on one disk.
 pub struct FileSystem {
@@ -49,7 +33,10 @@ pub struct FileSystem {
     shared: Arc<CaptureShared>,
     sinks: Sinks,
     verifier: Verifier,
-    summary: Summary,
+    ledger: Ledger,
+    /// Name of the image, for people.
+    disk: String,
+    is_connected: bool,
     /// Commits and violations since attach.
     commits: u64,
     violations: u64,
@@ -60,6 +47,8 @@ pub struct FileSystem {
     /// Where an audit in the background sends its result.
     results: Sender<Message>,
     audit_running: bool,
+    /// The super block that was refused last, until one is let through.
+    refused: Option<Box<[u8]>>,
 }
 
 impl FileSystem {
@@ -72,12 +61,16 @@ impl FileSystem {
         options: VerifierOptions,
         results: Sender<Message>,
     ) -> Self {
+        let verifier = Verifier::new(options.shadow_memory).with_rules(options.rules);
+        let verifier = verifier.revocable(shared.policy.may_refuse());
         FileSystem {
             image,
             shared,
             sinks,
-            verifier: Verifier::new(options.shadow_memory).with_rules(options.rules),
-            summary: Summary::default(),
+            verifier,
+            ledger: Ledger::default(),
+            disk: options.disk,
+            is_connected: false,
             commits: 0,
             violations: 0,
             fsid: Fsid::default(),
@@ -85,6 +78,7 @@ impl FileSystem {
             attachment: 0,
             results,
             audit_running: false,
+            refused: None,
         }
     }
 
@@ -108,6 +102,7 @@ impl FileSystem {
 
     /// A frontend has connected. While none was, others may have written to the image.
     pub fn connected(&mut self) {
+        self.is_connected = true;
         let Some(snapshot) = self.verifier.snapshot() else {
             if matches!(self.read_super().map(|bytes| classify(None, &bytes)), Ok(SuperChange::Reattach(_))) {
                 self.open("connect");
@@ -126,30 +121,63 @@ impl FileSystem {
         }
     }
 
-    /// A write that touches the primary super block: verifies what it commits, then writes it.
-    ///
-    /// # Errors
-    /// When the image can't be written.
-    pub fn super_write(&mut self, offset: u64, bytes: &[u8], submitted: Instant) -> io::Result<()> {
-        let next = match self.overlay(offset, bytes) {
-            Ok(next) => next,
-            // Not a whole super block, on an image that ends inside it.
-            Err(_) => return self.image.write_at(bytes, offset),
+    /// The frontend is gone.
+    pub fn disconnected(&mut self) {
+        self.is_connected = false;
+    }
+
+    /// A write that touches the primary super block: verifies what it commits, and says what is to become of it.
+    pub fn judge(&mut self, offset: u64, bytes: &[u8], submitted: Instant) -> Judged {
+        // Not a whole super block, on an image that ends inside it.
+        let Ok(next) = self.overlay(PRIMARY_SUPER, offset, bytes) else {
+            return Judged::no_commit(Fate::Write);
         };
         let last = self.verifier.snapshot().map(|snapshot| snapshot.superblock.clone());
         let change = classify(last.as_deref().and_then(|last| SuperBlock::parse(last).ok()).as_ref(), &next);
         match change {
-            SuperChange::Commit => self.commit(CommitKind::Transaction, &next, submitted),
-            SuperChange::LogCommit => self.commit(CommitKind::Log, &next, submitted),
-            SuperChange::Rewrite => {}
-            SuperChange::Reattach(reason) => self.follow(reason, &next, submitted),
-            SuperChange::Gone | SuperChange::Invalid => {
+            SuperChange::Commit => self.commit(CommitKind::Transaction, &next, submitted, false),
+            SuperChange::LogCommit => self.commit(CommitKind::Log, &next, submitted, false),
+            SuperChange::Rewrite => Judged::no_commit(Fate::Write),
+            SuperChange::Reattach(ReattachReason::GenerationGap) if self.builds_on_refused(&next) => {
+                self.commit(CommitKind::Transaction, &next, submitted, true)
+            }
+            SuperChange::Reattach(reason) => {
+                self.follow(reason, &next, submitted);
+                Judged::no_commit(Fate::Write)
+            }
+            SuperChange::Gone => {
                 self.detach();
-                if change == SuperChange::Invalid && last.is_some() {
-                    self.notice("a super block with a wrong checksum or impossible fields was written");
-                }
+                Judged::no_commit(Fate::Write)
+            }
+            SuperChange::Invalid => Judged::no_commit(self.invalid(bytes.len() as u64 >= SUPER_SIZE)),
+        }
+    }
+
+    /// A super block that nothing can be mounted with, over one that is good.
+    fn invalid(&mut self, whole: bool) -> Fate {
+        if self.verifier.snapshot().is_some() {
+            self.notice("a super block with a wrong checksum or impossible fields was written");
+            // A tool that writes a sector at a time may yet come to the rest of it.
+            if whole && self.shared.policy.may_refuse() {
+                return Fate::Refuse;
             }
         }
+        self.detach();
+        Fate::Write
+    }
+
+    /// Whether a super block, after commits that were refused, goes on from them as if they had been written.
+    fn builds_on_refused(&self, superblock: &[u8]) -> bool {
+        let generation = |bytes: &[u8]| SuperBlock::parse(bytes).map_or(0, |view| view.generation());
+        let last = self.verifier.snapshot().map_or(0, |snapshot| snapshot.generation);
+        self.refused.is_some() && generation(superblock) > last
+    }
+
+    /// Carries out a write of the primary super block that was let through.
+    ///
+    /// # Errors
+    /// When the image can't be written.
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let written = self.image.write_at(bytes, offset);
         self.shared.cache.invalidate(offset, bytes.len() as u64);
         if let Err(error) = &written {
@@ -160,13 +188,60 @@ impl FileSystem {
         written
     }
 
+    /// A write of the primary super block is refused: the commit before it stays the last one.
+    pub fn refuse(&mut self, offset: u64, bytes: &[u8]) {
+        self.verifier.revoke();
+        self.refused = self.overlay(PRIMARY_SUPER, offset, bytes).ok();
+        self.ledger.summary.refused += 1;
+    }
+
+    /// What is to become of a write that touches the super block's copy at `place`.
+    ///
+    /// It may come before the primary super block, whose verdict it shares. What is no newer super block of this file
+    /// system is written at once: mkfs, a rewrite, a repair.
+    pub fn judge_copy(&self, place: u64, offset: u64, bytes: &[u8]) -> CopyFate {
+        let last = self.verifier.snapshot().and_then(|snapshot| snapshot.super_view());
+        let (Some(last), Ok(next)) = (last, self.overlay(place, offset, bytes)) else {
+            return CopyFate::Write;
+        };
+        let Ok(next) = SuperBlock::parse(&next) else { return CopyFate::Write };
+        let same_device =
+            next.metadata_uuid() == last.metadata_uuid() && next.dev_item().uuid == last.dev_item().uuid;
+        if !next.verify_csum() || !same_device || next.generation() <= last.generation() {
+            return CopyFate::Write;
+        }
+        let refused = self.refused.as_deref().and_then(|refused| SuperBlock::parse(refused).ok());
+        if refused.is_some_and(|refused| refused.generation() == next.generation()) {
+            CopyFate::OfRefused
+        } else {
+            CopyFate::Hold
+        }
+    }
+
+    /// Carries out a write that touches a copy.
+    ///
+    /// # Errors
+    /// When the image can't be written.
+    pub fn write_copy(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let written = self.image.write_at(bytes, offset);
+        self.shared.cache.invalidate(offset, bytes.len() as u64);
+        written
+    }
+
     /// Ends it all: reports the detach, and what was seen.
     pub fn finish(mut self) -> Summary {
         self.detach();
-        self.summary
+        self.ledger.summary
     }
 
-    fn commit(&mut self, kind: CommitKind, superblock: &[u8], submitted: Instant) {
+    /// `over_refusal`: the guest goes on from a commit that was refused, which no stock guest does.
+    fn commit(
+        &mut self,
+        kind: CommitKind,
+        superblock: &[u8],
+        submitted: Instant,
+        over_refusal: bool,
+    ) -> Judged {
         let started = Instant::now();
         let cache = Arc::clone(&self.shared.cache);
         let report = match kind {
@@ -174,10 +249,29 @@ impl FileSystem {
             CommitKind::Log => self.verifier.log_commit(superblock, cache.as_ref()),
         };
         let verify = started.elapsed();
+        let fate = self.fate(report.verdict(), over_refusal);
+        let why = report.violations.iter().filter(|found| found.severity == Severity::Error);
+        let why = why.map(ToString::to_string).chain(report.unverified.iter().cloned());
+        let judged = Judged {
+            fate,
+            commit: Some(kind),
+            generation: report.generation,
+            why: why.take(WHY_LIMIT).collect(),
+        };
+        self.report(kind, report, verify, submitted, fate);
+        if fate == Fate::Write {
+            self.accept(kind);
+        }
+        judged
+    }
+
+    /// The commit that was judged last is going to be written.
+    pub fn accept(&mut self, kind: CommitKind) {
+        self.verifier.settle();
         if kind == CommitKind::Transaction {
+            self.refused = None;
             self.publish_regions();
         }
-        self.report(kind, report, verify, submitted);
         if self.verifier.snapshot().is_none() {
             self.notice(
                 "the new trees can't be read: verification goes on with the next super block that can be",
@@ -185,7 +279,29 @@ impl FileSystem {
         }
     }
 
-    fn report(&mut self, kind: CommitKind, report: CommitReport, verify: Duration, submitted: Instant) {
+    /// What the policy makes of a verdict.
+    fn fate(&self, verdict: Verdict, over_refusal: bool) -> Fate {
+        let refuse = match verdict {
+            Verdict::Clean => false,
+            Verdict::Violations => true,
+            // What can't be verified is let through, or a file system of which not all is covered could never commit.
+            Verdict::Unverified => over_refusal,
+        };
+        match self.shared.policy {
+            Policy::Reject | Policy::Stop if refuse => Fate::Refuse,
+            Policy::Pause if refuse => Fate::Pause,
+            _ => Fate::Write,
+        }
+    }
+
+    fn report(
+        &mut self,
+        kind: CommitKind,
+        report: CommitReport,
+        verify: Duration,
+        submitted: Instant,
+        fate: Fate,
+    ) {
         let commit = Commit {
             fsid: self.fsid,
             kind,
@@ -193,22 +309,22 @@ impl FileSystem {
             report,
             verify,
             hold: submitted.elapsed(),
-            policy: "written",
+            policy: fate.name(),
         };
-        let found = commit.report.violation_count();
-        match commit.verdict() {
-            Verdict::Clean => self.summary.clean += 1,
-            Verdict::Unverified => self.summary.unverified += 1,
-            Verdict::Violations => {}
-        }
+        self.ledger.commit(kind, &commit.report);
         self.commits += 1;
-        self.violations += found;
-        self.summary.violations += found;
+        self.violations += commit.report.suppressed;
         self.sinks.emit(&Event::Commit(&commit));
-        let generation = commit.report.generation;
         for violation in &commit.report.violations {
-            self.sinks.emit(&Event::Violation { fsid: self.fsid, generation, origin: "commit", violation });
+            self.violation(commit.report.generation, "commit", violation);
         }
+    }
+
+    fn violation(&mut self, generation: u64, origin: &'static str, violation: &shadow::Violation) {
+        let event = Event::Violation { fsid: self.fsid, generation, origin, violation };
+        self.violations += u64::from(violation.severity == Severity::Error);
+        self.ledger.violation(violation, &event);
+        self.sinks.emit(&event);
     }
 
     /// A super block that does not follow from the last one.
@@ -217,7 +333,7 @@ impl FileSystem {
             // A commit it is; what it changed can't be told.
             let generation = SuperBlock::parse(superblock).map_or(0, |view| view.generation());
             let report = CommitReport::unverified(generation, "commits before this one were not seen");
-            self.report(CommitKind::Transaction, report, Duration::ZERO, submitted);
+            self.report(CommitKind::Transaction, report, Duration::ZERO, submitted, Fate::Write);
         }
         self.detach();
         self.attach(superblock, reason_text(reason));
@@ -304,7 +420,7 @@ impl FileSystem {
         match background::spawn(&self.shared, snapshot.clone(), self.attachment, results) {
             Ok(()) => self.audit_running = true,
             Err(error) => {
-                self.summary.unverified += 1;
+                self.ledger.summary.unverified += 1;
                 self.notice(&format!("no audit: {error}"));
             }
         }
@@ -325,7 +441,7 @@ impl FileSystem {
         match audited.report {
             Some(report) => self.take_audit(report),
             None => {
-                self.summary.unverified += 1;
+                self.ledger.summary.unverified += 1;
                 self.notice("the audit was given up: the guest overwrote more than can be kept meanwhile");
             }
         }
@@ -339,7 +455,7 @@ impl FileSystem {
         let found: Vec<_> = found.cloned().collect();
         found.iter().for_each(|violation| self.old_damage(violation));
         for reason in &unknown {
-            self.summary.unverified += 1;
+            self.ledger.summary.unverified += 1;
             self.notice(&format!("not verified: {reason}"));
         }
         self.verifier.know_damage(residuals);
@@ -349,15 +465,12 @@ impl FileSystem {
 
     fn old_damage(&mut self, violation: &shadow::Violation) {
         let generation = self.verifier.snapshot().map_or(0, |snapshot| snapshot.generation);
-        let counts = u64::from(violation.severity == Severity::Error);
-        self.violations += counts;
-        self.summary.violations += counts;
-        self.sinks.emit(&Event::Violation { fsid: self.fsid, generation, origin: "attach", violation });
+        self.violation(generation, "attach", violation);
     }
 
     fn not_attached(&mut self, error: &AttachError) {
         self.shared.regions.store(None);
-        self.summary.unverified += 1;
+        self.ledger.summary.unverified += 1;
         self.notice(&format!("there is a btrfs, but it can't be opened: {error}; served, not verified"));
     }
 
@@ -368,6 +481,7 @@ impl FileSystem {
             self.sinks.emit(&Event::Detach { fsid: self.fsid, commits, violations });
         }
         self.verifier.detach();
+        self.refused = None;
     }
 
     /// Tells capture where tree blocks may lie from now on.
@@ -384,17 +498,21 @@ impl FileSystem {
     }
 
     fn read_super(&self) -> io::Result<Box<[u8]>> {
+        self.read_super_at(PRIMARY_SUPER)
+    }
+
+    fn read_super_at(&self, place: u64) -> io::Result<Box<[u8]>> {
         let mut bytes = vec![0; SUPER_SIZE as usize].into_boxed_slice();
-        self.image.read_at(&mut bytes, PRIMARY_SUPER)?;
+        self.image.read_at(&mut bytes, place)?;
         Ok(bytes)
     }
 
-    /// What the super block will be once the write is made.
-    fn overlay(&self, offset: u64, bytes: &[u8]) -> io::Result<Box<[u8]>> {
-        let mut next = self.read_super()?;
-        let end = offset.saturating_add(bytes.len() as u64).min(PRIMARY_SUPER + SUPER_SIZE);
-        let start = offset.max(PRIMARY_SUPER);
-        let (from, to) = ((start - PRIMARY_SUPER) as usize, (end - PRIMARY_SUPER) as usize);
+    /// What the super block at `place` will be once the write is made.
+    fn overlay(&self, place: u64, offset: u64, bytes: &[u8]) -> io::Result<Box<[u8]>> {
+        let mut next = self.read_super_at(place)?;
+        let end = offset.saturating_add(bytes.len() as u64).min(place + SUPER_SIZE);
+        let start = offset.max(place);
+        let (from, to) = ((start - place) as usize, (end - place) as usize);
         let source = (start - offset) as usize;
         if let (Some(target), Some(source)) =
             (next.get_mut(from..to), bytes.get(source..source + (to - from)))
@@ -404,7 +522,54 @@ impl FileSystem {
         Ok(next)
     }
 
-    fn notice(&mut self, message: &str) {
+    /// A paused commit was decided on.
+    pub fn resolved(&mut self, judged: &Judged, written: bool, by: &'static str, paused: Duration) {
+        let Some(kind) = judged.commit else { return };
+        let policy = if written { Fate::Write } else { Fate::Refuse }.name();
+        let (fsid, generation) = (self.fsid, judged.generation);
+        self.sinks.emit(&Event::Resolution(&Resolution { fsid, generation, kind, policy, by, paused }));
+        if written {
+            self.accept(kind);
+        }
+    }
+
+    /// Somebody set a mark.
+    pub fn mark(&mut self, name: &str) {
+        self.sinks.emit(&Event::Mark { name });
+    }
+
+    /// The last violations, as events.
+    #[must_use]
+    pub fn recent_violations(&self) -> Vec<Value> {
+        self.ledger.recent()
+    }
+
+    /// How things stand, as an object.
+    #[must_use]
+    pub fn status(&self) -> Value {
+        let file_system = self.verifier.snapshot().map(|snapshot| {
+            json!({
+                "fs": self.fsid.to_string(),
+                "generation": snapshot.generation,
+                "nodesize": snapshot.geometry.nodesize,
+                "csum": snapshot.geometry.csum.name(),
+                "commits": self.commits,
+                "violations": self.violations,
+                "gaps": self.verifier.coverage().gaps,
+            })
+        });
+        json!({
+            "disk": self.disk,
+            "size": self.image.len(),
+            "read_only": self.image.read_only(),
+            "connected": self.is_connected,
+            "file_system": file_system,
+            "counters": self.ledger.counters(),
+        })
+    }
+
+    /// Says something that is no violation but worth knowing.
+    pub fn notice(&mut self, message: &str) {
         self.sinks.emit(&Event::Notice { message });
     }
 }
@@ -415,18 +580,5 @@ fn reason_text(reason: ReattachReason) -> &'static str {
         ReattachReason::NewFileSystem => "another file system",
         ReattachReason::Rewritten => "rewritten offline",
         ReattachReason::GenerationGap => "generation gap",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_run_that_verified_nothing_is_never_0() {
-        assert_eq!(Summary::default().exit_code(), 3);
-        assert_eq!(Summary { clean: 5, ..Summary::default() }.exit_code(), 0);
-        assert_eq!(Summary { clean: 5, unverified: 1, violations: 0 }.exit_code(), 3);
-        assert_eq!(Summary { clean: 5, unverified: 1, violations: 1 }.exit_code(), 1);
     }
 }

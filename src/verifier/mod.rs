@@ -5,20 +5,30 @@
 //! commit stay together, also when the frontend is gone by then.
 
 mod audit;
+mod fate;
 mod filesystem;
+mod gate;
+mod ledger;
+mod status;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use shadow::Rules;
 
 use crate::capture::{CaptureShared, Message};
+use crate::device::StopHandle;
 use crate::events::Sinks;
 use crate::image::Image;
+use crate::monitor::Monitor;
 
 pub use audit::{AuditMode, Audited};
-pub use filesystem::{FileSystem, Summary};
+pub use filesystem::FileSystem;
+pub use gate::{COPY_PATIENCE, Gate};
+pub use ledger::Summary;
 
 /// Starts the verifier's thread. It ends with [`Message::Finish`], and returns what it has seen.
 ///
@@ -29,33 +39,40 @@ pub fn spawn(
     shared: Arc<CaptureShared>,
     (sender, messages): (Sender<Message>, Receiver<Message>),
     sinks: Sinks,
-    options: VerifierOptions,
+    mut options: VerifierOptions,
 ) -> std::io::Result<JoinHandle<Summary>> {
+    let stop = options.stop.take();
+    let monitor = options.monitor.take().map(|path| Monitor::start(path, sender.clone())).transpose()?;
+    let policy = shared.policy;
     let mut filesystem = FileSystem::new(image, shared, sinks, options, sender);
     filesystem.open("start");
+    let mut gate = Gate::new(filesystem, policy, stop, monitor);
     std::thread::Builder::new().name("verifier".to_owned()).spawn(move || {
         let mut finishing = false;
-        for message in messages {
+        loop {
+            let message = match gate.deadline() {
+                Some(deadline) => messages.recv_deadline(deadline),
+                None => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
             match message {
-                Message::SuperWrite { offset, bytes, submitted, done } => {
-                    done(filesystem.super_write(offset, &bytes, submitted));
+                Ok(message) => {
+                    finishing |= matches!(message, Message::Finish);
+                    gate.take(message);
                 }
-                Message::Connected => filesystem.connected(),
-                Message::Disconnected => {}
-                Message::Audited(audited) => filesystem.audited(audited),
-                Message::Finish => finishing = true,
+                Err(RecvTimeoutError::Timeout) => gate.expire(Instant::now()),
+                Err(RecvTimeoutError::Disconnected) => break,
             }
             // An audit that was asked for is part of the verdict.
-            if finishing && !filesystem.audit_pending() {
+            if finishing && !gate.audit_pending() {
                 break;
             }
         }
-        filesystem.finish()
+        gate.finish()
     })
 }
 
 /// How to verify.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct VerifierOptions {
     /// Bytes of entries that the shadow keeps.
     pub shadow_memory: usize,
@@ -63,4 +80,10 @@ pub struct VerifierOptions {
     pub audit: AuditMode,
     /// What each rule counts for.
     pub rules: Arc<Rules>,
+    /// Name of the image, for people.
+    pub disk: String,
+    /// What ends serving, where a policy or a user says so.
+    pub stop: Option<StopHandle>,
+    /// QEMU's monitor, to be told of a pause.
+    pub monitor: Option<PathBuf>,
 }

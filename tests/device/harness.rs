@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use btrfs_shadow::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle};
 use btrfs_shadow::image::{Image, RawImage};
-use btrfs_shadow::tap::{CopyFate, HoldDone, Tap, WritePlan};
+use btrfs_shadow::tap::{CopyFate, Draining, HoldDone, Tap, WritePlan};
 use tempfile::TempDir;
 
 /// Longer than anything here takes on a busy machine.
@@ -28,6 +28,7 @@ pub enum Event {
     WriteFailed(u64, u64),
     Flushed,
     Held(u64, usize),
+    Draining(Draining),
 }
 
 type Plan = Box<dyn Fn(u64, u64) -> WritePlan + Send + Sync>;
@@ -123,6 +124,10 @@ impl Tap for TestTap {
             self.held.lock().unwrap().push((offset, bytes, done));
         }
         self.record(Event::Held(offset, len));
+    }
+
+    fn draining(&self, why: Draining) {
+        self.record(Event::Draining(why));
     }
 
     fn connected(&self) {

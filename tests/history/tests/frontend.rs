@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use btrfs_shadow::image::Image as _;
-use btrfs_shadow::tap::{CopyFate, HoldDone, Tap, WritePlan};
+use btrfs_shadow::tap::{CopyFate, Draining, HoldDone, Tap, WritePlan};
 use history::frontend::{Frontend, Gate};
 use history::rng::Rng;
 
@@ -95,6 +95,8 @@ impl Tap for Handle {
             done(result);
         });
     }
+
+    fn draining(&self, _: Draining) {}
 
     fn connected(&self) {}
 

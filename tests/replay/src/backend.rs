@@ -54,12 +54,22 @@ impl Backend {
     /// When it does not start.
     #[must_use]
     pub fn start(program: &Path, image: &Path) -> Self {
+        Self::start_with(program, image, &["--once"])
+    }
+
+    /// The same with options of `serve` instead of `--once`. A control socket is there, too.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn start_with(program: &Path, image: &Path, options: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let stderr = File::create(dir.path().join("stderr")).expect("a log file");
         let mut command = Command::new(program);
-        command.args(["serve", "--once", "--quiet", "--blk-file"]).arg(image);
+        command.args(["serve", "--quiet", "--blk-file"]).arg(image).args(options);
         command.arg("--socket-path").arg(dir.path().join("socket"));
         command.arg("--events").arg(dir.path().join("events"));
+        command.arg("--control").arg(dir.path().join("control"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         let mut backend = Backend { child: command.spawn().expect("the built btrfs-shadow"), dir };
         let deadline = Instant::now() + PATIENCE;
@@ -70,6 +80,29 @@ impl Backend {
             std::thread::sleep(Duration::from_millis(2));
         }
         backend
+    }
+
+    /// Its control socket.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.path("control")
+    }
+
+    /// Connects to it, as a guest's driver does.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn connect(&self) -> Driver {
+        Driver::connect(&self.path("socket"))
+    }
+
+    /// Its events so far.
+    #[must_use]
+    pub fn events(&self) -> Vec<Value> {
+        let text = self.text("events");
+        // The last line may be half written.
+        events(text.rsplit_once('\n').map_or("", |(whole, _)| whole))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -85,9 +118,9 @@ impl Backend {
     /// # Panics
     /// When the backend fails a request or does not end.
     #[must_use]
-    pub fn replay(mut self, commits: &[Writes], seed: u64) -> Outcome {
+    pub fn replay(self, commits: &[Writes], seed: u64) -> Outcome {
         let mut rng = Rng::new(seed);
-        let mut driver = Driver::connect(&self.path("socket"));
+        let mut driver = self.connect();
         for Writes { blocks, supers } in commits {
             driver.write(blocks, &mut rng);
             driver.flush();
@@ -95,6 +128,15 @@ impl Backend {
             driver.flush();
         }
         drop(driver);
+        self.wait()
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Panics
+    /// When it does not end.
+    #[must_use]
+    pub fn wait(mut self) -> Outcome {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("the backend's state") {

@@ -18,15 +18,15 @@ use crate::trial::{Finding, Trial, finding};
 use crate::writes;
 
 /// A working copy of a history's disk, in a file and in memory, that goes forward from step to step.
-struct Work<'a> {
+pub(crate) struct Work<'a> {
     history: &'a History,
-    image: Image,
+    pub(crate) image: Image,
     file: File,
-    memory: Memory,
+    pub(crate) memory: Memory,
 }
 
 impl<'a> Work<'a> {
-    fn new(history: &'a History) -> Self {
+    pub(crate) fn new(history: &'a History) -> Self {
         let image = history.base.copy();
         let file = disk::open(image.path());
         let memory = Memory::load(image.path());
@@ -38,13 +38,13 @@ impl<'a> Work<'a> {
     }
 
     /// The next step, for good.
-    fn advance(&mut self, step: &Step) {
+    pub(crate) fn advance(&mut self, step: &Step) {
         step.apply(&mut self.memory);
         step.changes().for_each(|change| self.write(change.offset, &change.bytes));
     }
 
     /// Puts back what commits have overwritten.
-    fn restore(&self, commits: &[Writes]) {
+    pub(crate) fn restore(&self, commits: &[Writes]) {
         for change in commits.iter().flat_map(|writes| writes.blocks.iter().chain(&writes.supers)) {
             if let Some(bytes) = self.memory.get(change.offset, change.bytes.len()) {
                 self.write(change.offset, bytes);
@@ -70,7 +70,7 @@ impl<'a> Work<'a> {
 }
 
 /// Runs `work` for every index below `count`, on two threads, and returns the results in order.
-fn on_two_threads<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+pub(crate) fn on_two_threads<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new((0..count).map(|_| None).collect::<Vec<Option<T>>>());
     std::thread::scope(|scope| {
@@ -107,7 +107,7 @@ fn run_on(program: &Path, history: &History, trials: &[(usize, &Trial)]) -> Vec<
 
 /// Recorded histories, and what can be broken in them.
 pub struct Campaign {
-    recorded: Vec<(History, Vec<Target>)>,
+    pub(crate) recorded: Vec<(History, Vec<Target>)>,
 }
 
 impl Campaign {

@@ -81,6 +81,29 @@ impl Driver {
         queue.wait(1);
     }
 
+    /// Submits a write on one of the two queues, and doesn't wait for it.
+    ///
+    /// # Panics
+    /// When it isn't taken.
+    pub fn begin(&mut self, queue: usize, change: &Change) {
+        self.queues[queue].submit(&[(change.offset, change.bytes.clone())]);
+    }
+
+    /// Waits for the write that was begun on a queue: whether it was carried out. `None` when it isn't answered in
+    /// time.
+    pub fn end(&mut self, queue: usize, patience: Duration) -> Option<bool> {
+        self.queues[queue].result(patience)
+    }
+
+    /// Writes one range; whether it was carried out.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub fn attempt(&mut self, change: &Change) -> bool {
+        self.begin(0, change);
+        self.end(0, PATIENCE).expect("an answer")
+    }
+
     /// Flushes.
     ///
     /// # Panics
@@ -140,6 +163,15 @@ impl Queue {
             self.queue.write(*offset, slot, bytes.len(), index, ReqFlags::empty());
         }
         self.queue.do_io(&mut [], 0, None, None).expect("requests that are taken");
+    }
+
+    fn result(&mut self, mut patience: Duration) -> Option<bool> {
+        let mut completions = [MaybeUninit::uninit()];
+        match self.queue.do_io(&mut completions, 1, Some(&mut patience), None) {
+            // SAFETY: one was filled in.
+            Ok(1) => Some(unsafe { completions[0].assume_init_ref() }.ret == 0),
+            _ => None,
+        }
     }
 
     fn wait(&mut self, count: usize) {

@@ -57,6 +57,13 @@ pub struct Finding {
     pub online_only: bool,
 }
 
+/// Whether only rules of a later issue can see a fault.
+pub(crate) fn is_for_later(planted: &Planted) -> bool {
+    let expected = &planted.expected;
+    !expected.is_empty()
+        && !expected.iter().any(|code| FAMILIES.iter().any(|family| code.starts_with(family)))
+}
+
 fn codes(reported: &[Reported]) -> impl Iterator<Item = &str> {
     reported.iter().map(|violation| violation.code.as_str())
 }
@@ -72,9 +79,7 @@ impl Finding {
     /// Whether only rules of a later issue can see the fault.
     #[must_use]
     pub fn is_for_later(&self) -> bool {
-        let expected = &self.planted.expected;
-        !expected.is_empty()
-            && !expected.iter().any(|code| FAMILIES.iter().any(|family| code.starts_with(family)))
+        is_for_later(&self.planted)
     }
 
     /// Whether `check` judges the image as it should.

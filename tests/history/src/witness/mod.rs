@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use btrfs_shadow::capture::{PRIMARY_SUPER, SUPER_SIZE};
 use btrfs_shadow::image::Image;
-use btrfs_shadow::tap::{CopyFate, HoldDone, Tap, WritePlan};
+use btrfs_shadow::tap::{CopyFate, Draining, HoldDone, Tap, WritePlan};
 use parser::SuperBlock;
 
 pub use ear::{Ear, Heard};
@@ -301,6 +301,10 @@ impl Tap for Watched {
             done(judged);
         };
         self.inner.hold(offset, bytes, Box::new(judge));
+    }
+
+    fn draining(&self, why: Draining) {
+        self.inner.draining(why);
     }
 
     fn connected(&self) {

@@ -1,0 +1,542 @@
+//! The policies, with commits of a real kernel, sound and faulty, written by a driver of our own.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use replay::campaign::Campaign;
+use replay::history::SUPERS;
+use replay::refusal::commit;
+use replay::rng::Rng;
+use replay::trial::Trial;
+use replay::{Backend, History, Outcome, Plan, Step, Writes};
+use serde_json::Value;
+use testkit::{Image, Spec};
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Long enough for an answer, were there one.
+const SOON: Duration = Duration::from_millis(300);
+
+fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_btrfs-shadow"))
+}
+
+/// A few commits, and one fault in each that can be broken.
+static CAMPAIGN: LazyLock<Campaign> = LazyLock::new(|| {
+    let scripts = [
+        ("files", "mkdir d; for i in $(seq 90); do head -c $((i * 100)) /dev/urandom > d/f$i; done"),
+        ("reflinks", "for i in $(seq 40); do cp --reflink=always d/f90 d/clone$i; done"),
+        ("snapshot", "btrfs -q subvolume snapshot . snap"),
+        ("change", "touch d/*[13]; echo more > snap/d/f7; rm d/clone*4"),
+        ("more", "for i in $(seq 50); do echo $i > d/late$i; done"),
+        ("after it", "rm d/late*"),
+    ];
+    let plan = |name, mkfs| Plan {
+        spec: Spec::new(name, mkfs).mounted("commit=300,nodiscard"),
+        prepare:
+            "mkdir a; for i in $(seq 300); do echo $i > a/file$i; done; head -c 90000 /dev/urandom > a/b"
+                .to_owned(),
+        scripts: scripts.iter().map(|(name, script)| ((*name).to_owned(), (*script).to_owned())).collect(),
+        live: false,
+    };
+    Campaign::record(&[
+        plan("4K dup", "-n 4096 -m dup"),
+        plan("16K single", "-n 16384 -m single --csum xxhash"),
+    ])
+});
+
+/// The image before a step, the step, the one after it, and the step with a fault in it.
+struct Scene {
+    image: Image,
+    sound: Writes,
+    next: Writes,
+    faulty: Writes,
+    generation: u64,
+}
+
+/// A commit of the first history with a wrong reference count.
+fn scene() -> Scene {
+    let history: &History = CAMPAIGN.histories().next().expect("a history");
+    let trials = CAMPAIGN.trials(8, |name| name == "write-bit-flip" || name.starts_with("file-extent-"));
+    let stays = |trial: &&Trial| {
+        let (step, next) = (&history.steps[trial.step], &history.steps[trial.step + 1]);
+        trial.history == 0
+            && next.is_single()
+            && step.supers.len() == 2
+            && stays_faulty(&trial.writes, step, next)
+    };
+    let trial: &Trial = trials.iter().find(stays).expect("a fault that stays");
+    let image = history.base.copy();
+    let file = replay::disk::open(image.path());
+    for step in &history.steps[..trial.step] {
+        for change in step.changes() {
+            std::os::unix::fs::FileExt::write_all_at(&file, &change.bytes, change.offset).expect("the image");
+        }
+    }
+    let step: &Step = &history.steps[trial.step];
+    let next = &history.steps[trial.step + 1];
+    assert!(step.is_single() && next.is_single() && step.supers.len() == 2);
+    Scene {
+        image,
+        sound: Writes::from(step),
+        next: Writes::from(next),
+        faulty: trial.writes.clone(),
+        generation: step.to,
+    }
+}
+
+/// Whether the next commit leaves the faulty blocks where they are.
+fn stays_faulty(faulty: &Writes, step: &Step, next: &Step) -> bool {
+    let place = |bytes: &[u8]| {
+        let block = parser::Block::parse(bytes).ok()?;
+        let header = parser::Header::parse(bytes).ok()?;
+        let first = match block {
+            parser::Block::Leaf(leaf) => leaf.key(0),
+            parser::Block::Node(node) => node.ptrs().next().map(|ptr| ptr.key),
+        };
+        Some((header.owner(), header.level(), first))
+    };
+    let changed = faulty.blocks.iter().zip(&step.blocks).filter(|(now, before)| now != before);
+    changed
+        .map(|(_, before)| place(&before.bytes))
+        .all(|before| before.is_some() && !next.blocks.iter().any(|block| place(&block.bytes) == before))
+}
+
+impl Scene {
+    fn start(&self, options: &[&str]) -> Backend {
+        Backend::start_with(program(), self.image.path(), options)
+    }
+
+    /// Generations of the super block and its copy on the disk.
+    fn generations(&self) -> Vec<u64> {
+        let file = std::fs::File::open(self.image.path()).expect("the image");
+        SUPERS
+            .iter()
+            .map(|place| {
+                let mut bytes = vec![0; 4096];
+                std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, *place).expect("a super block");
+                replay::history::generation(&bytes)
+            })
+            .collect()
+    }
+
+    /// Opened afresh, the image is the last good commit.
+    #[track_caller]
+    fn assert_last_good(&self) {
+        assert_eq!(self.generations(), [self.generation - 1; 2]);
+        let output = Command::new("btrfs").arg("check").arg(self.image.path()).output().expect("btrfs check");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        self.image.copy().run("find . -type f -exec cat {} + > /dev/null");
+    }
+}
+
+fn ctl(backend: &Backend, args: &[&str]) -> Output {
+    let mut command = Command::new(program());
+    command.arg("ctl").arg(backend.control()).args(args).output().expect("btrfs-shadow ctl")
+}
+
+fn status(backend: &Backend) -> Value {
+    let output = ctl(backend, &["status", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn policies(outcome: &Outcome) -> Vec<String> {
+    outcome.of_kind("commit").map(|event| event["policy"].as_str().expect("a policy").to_owned()).collect()
+}
+
+/// Every kind of fault that the replays know, each tried twice, then the sound commit in its place.
+#[test]
+fn a_refused_commit_leaves_the_last_good_one() {
+    let trials = CAMPAIGN.trials(1, |_| true);
+    let (complaints, planted) = CAMPAIGN.refuse(program(), &trials);
+    assert!(complaints.is_empty(), "{planted} faults: {}", complaints.join("\n"));
+    assert!(planted >= 60, "only {planted} faults");
+    println!("{planted} faults refused");
+}
+
+#[test]
+fn a_guest_that_goes_on_over_a_refusal_is_refused_until_it_mends_it() {
+    let scene = scene();
+    let mut rng = Rng::new(1);
+    let backend = scene.start(&["--once", "--on-violation", "reject"]);
+    let mut driver = backend.connect();
+    assert_eq!(commit(&mut driver, &scene.faulty, &mut rng), (false, Some(false)));
+    // The next transaction on top of it, with the faulty block still in place.
+    assert_eq!(commit(&mut driver, &scene.next, &mut rng), (false, Some(false)));
+    scene.assert_last_good();
+    // Mended: both transactions at once.
+    let mut mended = scene.next.clone();
+    mended.blocks = [scene.sound.blocks.clone(), scene.next.blocks.clone()].concat();
+    assert_eq!(commit(&mut driver, &mended, &mut rng), (true, Some(true)));
+    drop(driver);
+    let outcome = backend.wait();
+    assert_eq!(policies(&outcome), ["rejected", "rejected", "written"]);
+    assert_eq!(outcome.code, Some(1));
+    assert_eq!(scene.generations(), [scene.generation + 1; 2]);
+}
+
+#[test]
+fn a_new_connection_mounts_the_last_good_commit_and_uses_the_generation_again() {
+    let scene = scene();
+    let mut rng = Rng::new(2);
+    let backend = scene.start(&["--on-violation", "reject"]);
+    let mut driver = backend.connect();
+    assert_eq!(commit(&mut driver, &scene.faulty, &mut rng), (false, Some(false)));
+    drop(driver);
+    scene.assert_last_good();
+    let mut driver = backend.connect();
+    assert_eq!(commit(&mut driver, &scene.sound, &mut rng), (true, Some(true)));
+    assert_eq!(commit(&mut driver, &scene.next, &mut rng), (true, Some(true)));
+    drop(driver);
+    let stopped = ctl(&backend, &["stop"]);
+    assert!(stopped.status.success(), "{}", String::from_utf8_lossy(&stopped.stderr));
+    let outcome = backend.wait();
+    assert_eq!(policies(&outcome), ["rejected", "written", "written"]);
+    assert_eq!(outcome.verdict(scene.generation + 1), "clean");
+    assert_eq!(scene.generations(), [scene.generation + 1; 2]);
+}
+
+/// A copy that is no newer super block is written at once; one whose primary never comes is refused when the guest
+/// is gone.
+#[test]
+fn copies_share_the_fate_of_their_primary() {
+    let scene = scene();
+    let backend = scene.start(&["--on-violation", "reject"]);
+    let mut driver = backend.connect();
+    let file = std::fs::File::open(scene.image.path()).expect("the image");
+    let mut old = scene.sound.supers[1].clone();
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut old.bytes, old.offset).expect("the copy");
+    assert!(driver.attempt(&old), "a rewrite of the copy");
+    let zeros = replay::Change { offset: old.offset, bytes: vec![0; 4096] };
+    assert!(driver.attempt(&zeros), "the copy wiped, as by mkfs");
+    assert!(driver.attempt(&old), "the copy repaired");
+    driver.begin(1, &scene.sound.supers[1]);
+    assert_eq!(driver.end(1, SOON), None);
+    assert_eq!(status(&backend)["held_copies"], 1);
+    drop(driver);
+    scene.assert_last_good();
+    // The other order, after a primary that was good.
+    let mut driver = backend.connect();
+    driver.begin(1, &scene.sound.supers[1]);
+    assert!(commit_without_copy(&mut driver, &scene.sound));
+    assert_eq!(driver.end(1, PATIENCE), Some(true));
+    drop(driver);
+    assert!(ctl(&backend, &["stop"]).status.success());
+    let outcome = backend.wait();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert_eq!(scene.generations(), [scene.generation; 2]);
+}
+
+fn commit_without_copy(driver: &mut replay::driver::Driver, writes: &Writes) -> bool {
+    for change in &writes.blocks {
+        assert!(driver.attempt(change));
+    }
+    driver.flush();
+    driver.attempt(&writes.supers[0])
+}
+
+/// A copy whose primary never comes does not hang for ever.
+#[test]
+fn a_copy_without_its_primary_is_refused_in_time() {
+    let scene = scene();
+    let backend = scene.start(&["--once", "--on-violation", "reject"]);
+    let mut driver = backend.connect();
+    let begun = Instant::now();
+    driver.begin(1, &scene.sound.supers[1]);
+    assert_eq!(driver.end(1, PATIENCE), Some(false));
+    assert!(begun.elapsed() >= Duration::from_secs(9), "{:?}", begun.elapsed());
+    drop(driver);
+    let outcome = backend.wait();
+    assert!(outcome.of_kind("notice").any(|event| event["message"].to_string().contains("did not come")));
+    scene.assert_last_good();
+}
+
+/// Starts a commit that is paused; other requests go on.
+fn pause(scene: &Scene, backend: &Backend, driver: &mut replay::driver::Driver) {
+    for change in &scene.faulty.blocks {
+        assert!(driver.attempt(change));
+    }
+    driver.flush();
+    driver.begin(1, &scene.faulty.supers[0]);
+    assert_eq!(driver.end(1, SOON), None, "the super block write was answered");
+    driver.flush();
+    assert!(driver.attempt(&scene.faulty.blocks[0]), "other writes go on");
+    let status = status(backend);
+    assert_eq!(status["policy"], "pause");
+    assert_eq!(status["paused"]["generation"], scene.generation, "{status:#}");
+    assert_eq!(status["paused"]["kind"], "transaction");
+    assert!(status["paused"]["why"][0].as_str().is_some_and(|why| why.contains('/')), "{status:#}");
+    assert_eq!(scene.generations(), [scene.generation - 1; 2]);
+    let text = String::from_utf8(ctl(backend, &["status"]).stdout).expect("text");
+    assert!(text.contains(&format!("paused      generation {}", scene.generation)), "{text}");
+}
+
+#[test]
+fn a_paused_commit_is_resumed() {
+    let scene = scene();
+    let backend = scene.start(&["--once", "--on-violation", "pause"]);
+    let mut driver = backend.connect();
+    pause(&scene, &backend, &mut driver);
+    assert!(ctl(&backend, &["resume"]).status.success());
+    assert_eq!(driver.end(1, PATIENCE), Some(true));
+    assert!(driver.attempt(&scene.faulty.supers[1]));
+    assert_eq!(scene.generations(), [scene.generation; 2]);
+    let again = ctl(&backend, &["resume"]);
+    assert_eq!(again.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("no commit is paused"));
+    let shown = String::from_utf8(ctl(&backend, &["violations", "--json"]).stdout).expect("text");
+    assert!(shown.lines().count() >= 1 && shown.contains("\"origin\":\"commit\""), "{shown}");
+    drop(driver);
+    let outcome = backend.wait();
+    assert_eq!((outcome.code, policies(&outcome)), (Some(1), vec!["paused".to_owned()]));
+    let resolution = outcome.of_kind("resolution").next().expect("a resolution");
+    assert_eq!((&resolution["policy"], &resolution["by"]), (&Value::from("written"), &Value::from("ctl")));
+    assert_eq!(resolution["generation"], scene.generation);
+}
+
+#[test]
+fn a_paused_commit_is_rejected() {
+    let scene = scene();
+    let backend = scene.start(&["--once", "--on-violation", "pause"]);
+    let mut driver = backend.connect();
+    pause(&scene, &backend, &mut driver);
+    assert!(ctl(&backend, &["reject"]).status.success());
+    assert_eq!(driver.end(1, PATIENCE), Some(false));
+    assert!(!driver.attempt(&scene.faulty.supers[1]), "its copy");
+    scene.assert_last_good();
+    let mut rng = Rng::new(3);
+    assert_eq!(commit(&mut driver, &scene.sound, &mut rng), (true, Some(true)));
+    drop(driver);
+    let outcome = backend.wait();
+    assert_eq!(policies(&outcome), ["paused", "written"]);
+    assert_eq!(outcome.of_kind("resolution").next().expect("a resolution")["policy"], "rejected");
+}
+
+/// The guest is gone, or the program is told to end: nobody waits for ever, and nothing faulty is written.
+#[test]
+fn a_paused_commit_ends_with_its_session() {
+    for by_stop in [false, true] {
+        let scene = scene();
+        let backend = scene.start(&["--once", "--on-violation", "pause"]);
+        let mut driver = backend.connect();
+        pause(&scene, &backend, &mut driver);
+        if by_stop {
+            assert!(ctl(&backend, &["stop"]).status.success());
+            assert_eq!(driver.end(1, PATIENCE), Some(false));
+        }
+        drop(driver);
+        let outcome = backend.wait();
+        assert_eq!(outcome.code, Some(1));
+        let resolution = outcome.of_kind("resolution").next().expect("a resolution");
+        assert_eq!(resolution["policy"], "rejected");
+        scene.assert_last_good();
+    }
+}
+
+#[test]
+fn stop_refuses_the_commit_and_ends_with_1() {
+    let scene = scene();
+    let mut rng = Rng::new(4);
+    let backend = scene.start(&["--on-violation", "stop"]);
+    let mut driver = backend.connect();
+    driver.write(&scene.faulty.blocks, &mut rng);
+    driver.flush();
+    assert!(!driver.attempt(&scene.faulty.supers[0]));
+    let outcome = backend.wait();
+    drop(driver);
+    assert_eq!(outcome.code, Some(1));
+    assert_eq!(policies(&outcome), ["rejected"]);
+    scene.assert_last_good();
+}
+
+/// Under `report`, nothing is refused and no copy is held.
+#[test]
+fn report_writes_whatever_comes() {
+    let scene = scene();
+    let backend = scene.start(&["--once"]);
+    let mut driver = backend.connect();
+    let mut rng = Rng::new(5);
+    driver.write(&scene.faulty.blocks, &mut rng);
+    driver.flush();
+    assert!(driver.attempt(&scene.faulty.supers[1]), "a copy before its primary");
+    assert!(driver.attempt(&scene.faulty.supers[0]));
+    drop(driver);
+    let outcome = backend.wait();
+    assert_eq!((outcome.code, policies(&outcome)), (Some(1), vec!["written".to_owned()]));
+    assert_eq!(scene.generations(), [scene.generation; 2]);
+}
+
+/// A rule that is a warning, or off, refuses nothing.
+#[test]
+fn a_warning_refuses_nothing() {
+    for level in ["warn", "off"] {
+        let scene = scene();
+        let (refs, trees) = (format!("ref/*={level}"), format!("tree/*={level}"));
+        let backend = scene.start(&["--once", "--on-violation", "reject", "--rule", &refs, "--rule", &trees]);
+        let mut driver = backend.connect();
+        let mut rng = Rng::new(6);
+        assert_eq!(commit(&mut driver, &scene.faulty, &mut rng), (true, Some(true)));
+        drop(driver);
+        let outcome = backend.wait();
+        assert_eq!(policies(&outcome), ["written"]);
+        assert_ne!(outcome.code, Some(1));
+        let severities: Vec<&Value> = outcome.of_kind("violation").map(|event| &event["severity"]).collect();
+        assert!(severities.iter().all(|severity| **severity == "warning"));
+        assert_eq!(severities.is_empty(), level == "off");
+    }
+}
+
+/// The other end of a monitor's socket: answers commands as QEMU does, and notes them.
+struct FakeMonitor {
+    path: PathBuf,
+    _dir: tempfile::TempDir,
+    commands: std::sync::mpsc::Receiver<String>,
+}
+
+impl FakeMonitor {
+    fn start(running: bool) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("qmp");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let (sender, commands) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let hello = "{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n";
+                let _ = stream.write_all(hello.as_bytes());
+                let mut lines = BufReader::new(stream.try_clone().expect("a stream")).lines();
+                while let Some(Ok(line)) = lines.next() {
+                    let request: Value = serde_json::from_str(&line).expect("JSON");
+                    let command = request["execute"].as_str().expect("a command").to_owned();
+                    let status = format!("{{\"return\": {{\"running\": {running}}}}}\r\n");
+                    let answer =
+                        if command == "query-status" { status } else { "{\"return\": {}}\r\n".to_owned() };
+                    let event = "{\"event\": \"STOP\", \"timestamp\": {}}\r\n";
+                    let _ = stream.write_all((event.to_owned() + &answer).as_bytes());
+                    let _ = sender.send(command);
+                }
+            }
+        });
+        FakeMonitor { path, _dir: dir, commands }
+    }
+
+    fn next(&self) -> String {
+        self.commands.recv_timeout(PATIENCE).expect("a command")
+    }
+}
+
+#[test]
+fn the_monitor_is_told_to_stop_and_to_go_on() {
+    for running in [true, false] {
+        let monitor = FakeMonitor::start(running);
+        let scene = scene();
+        let qmp = monitor.path.to_str().expect("a plain path");
+        let backend = scene.start(&["--once", "--on-violation", "pause", "--qmp", qmp]);
+        let mut driver = backend.connect();
+        pause(&scene, &backend, &mut driver);
+        assert_eq!(monitor.next(), "qmp_capabilities");
+        assert_eq!(monitor.next(), "query-status");
+        if running {
+            assert_eq!(monitor.next(), "stop");
+        }
+        assert!(ctl(&backend, &["reject"]).status.success());
+        if running {
+            assert_eq!(monitor.next(), "cont");
+        }
+        assert_eq!(driver.end(1, PATIENCE), Some(false));
+        drop(driver);
+        assert!(monitor.commands.try_recv().is_err(), "one that was stopped by others was let go on");
+        let _ = backend.wait();
+        scene.assert_last_good();
+    }
+}
+
+#[test]
+fn a_monitor_that_is_not_there_is_a_notice() {
+    let scene = scene();
+    let backend = scene.start(&["--once", "--on-violation", "pause", "--qmp", "/nonexistent/qmp"]);
+    let mut driver = backend.connect();
+    pause(&scene, &backend, &mut driver);
+    wait_until("a notice about the monitor", || {
+        backend.events().iter().any(|event| {
+            event["event"] == "notice"
+                && event["message"].as_str().is_some_and(|text| text.contains("monitor"))
+        })
+    });
+    assert!(ctl(&backend, &["resume"]).status.success());
+    assert_eq!(driver.end(1, PATIENCE), Some(true));
+}
+
+/// Speaks to a control socket directly.
+fn ask(stream: &mut UnixStream, request: &str) -> Value {
+    stream.write_all(request.as_bytes()).expect("a request");
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).expect("a response");
+    serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
+}
+
+#[test]
+fn the_control_socket_survives_its_clients() {
+    let scene = scene();
+    let backend = scene.start(&[]);
+    let mode = std::fs::metadata(backend.control()).expect("the socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let connect = || UnixStream::connect(backend.control()).expect("the socket");
+    // One that says nothing, one that says half a request, and one that is gone.
+    let silent = connect();
+    let mut half = connect();
+    half.write_all(b"{\"command\":").expect("half a request");
+    drop(connect());
+    let mut garbage = connect();
+    for request in
+        ["nonsense\n", "[1,2]\n", "{\"command\":\"dance\"}\n", "\u{0}\n", "{\"command\":\"mark\"}\n"]
+    {
+        assert_eq!(ask(&mut garbage, request)["ok"], false, "{request}");
+    }
+    // And it may still ask properly.
+    let response = ask(&mut garbage, "{\"command\":\"status\"}\n");
+    assert_eq!((&response["ok"], &response["status"]["paused"]), (&Value::from(true), &Value::Null));
+    assert_eq!(response["status"]["file_system"]["generation"], scene.generation - 1);
+    let mut endless = connect();
+    let _ = endless.write_all(&[b'x'; 10000]);
+    let mut answer = String::new();
+    let _ = endless.read_to_string(&mut answer);
+    assert!(answer.is_empty() || answer.contains("too long"), "{answer}");
+    let name = "n".repeat(300);
+    assert_eq!(ctl(&backend, &["mark", &name]).status.code(), Some(2));
+    assert!(ctl(&backend, &["mark", "before the test"]).status.success());
+    // More than there are places for: those that have one are served on.
+    let crowd: Vec<UnixStream> = (0..20).map(|_| connect()).collect();
+    wait_until("somebody is sent away", || {
+        let mut last = &crowd[19];
+        last.set_read_timeout(Some(SOON)).expect("a timeout");
+        let mut bytes = [0; 100];
+        last.read(&mut bytes).is_ok_and(|len| String::from_utf8_lossy(&bytes[..len]).contains("too many"))
+    });
+    assert_eq!(ask(&mut garbage, "{\"command\":\"violations\"}\n")["violations"], Value::Array(Vec::new()));
+    drop((crowd, silent, half));
+    wait_until("places are free again", || ctl(&backend, &["status"]).status.success());
+    wait_until("a place to say stop", || ctl(&backend, &["stop"]).status.success());
+    let control = backend.control();
+    let outcome = backend.wait();
+    assert!(!control.exists(), "the socket was left behind");
+    assert!(outcome.of_kind("mark").any(|event| event["name"] == "before the test"));
+    assert_eq!(
+        Command::new(program()).arg("ctl").arg(control).arg("status").status().unwrap().code(),
+        Some(2)
+    );
+}
