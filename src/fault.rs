@@ -1,43 +1,113 @@
 //! Faults planted on purpose, to show and test that they are caught: `serve --plant-fault KIND[@GENERATION]`.
 //!
 //! A fault changes tree blocks after they were copied out of guest memory and before they are written and captured,
-//! as a bug of the guest's file system would have: with a right checksum, and the same in all copies. It stays with
-//! one item for one transaction: a block may be written several times before the commit that makes it reachable.
+//! as a bug of the guest's file system would have: with a right checksum (but where that is the fault), and the same
+//! in all copies. It stays with one item for one transaction: a block may be written several times before the commit
+//! that makes it reachable.
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
+use parser::block::HEADER_SIZE;
 use parser::key::item;
-use parser::{Block, Key, ids};
+use parser::{Block, Header, Key, ids};
 
 use crate::capture::Regions;
 use crate::tap::CopyFate;
 
-/// What to break.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FaultKind {
-    /// Adds one to the refs field of an extent item.
-    ExtentRefs,
-    /// Changes the root in an inline tree block backref.
-    BackrefRoot,
-    /// Loses the writes of a leaf of a subvolume, acknowledged all the same.
-    LoseBlock,
+/// A kind of fault: which block it takes, and what it does to it.
+#[derive(Debug, PartialEq, Eq)]
+struct Kind {
+    name: &'static str,
+    tree: Tree,
+    place: Place,
 }
 
-const KINDS: [(&str, FaultKind); 3] = [
-    ("extent-refs", FaultKind::ExtentRefs),
-    ("backref-root", FaultKind::BackrefRoot),
-    ("lose-block", FaultKind::LoseBlock),
+/// Whose blocks are broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tree {
+    /// A subvolume.
+    Files,
+    /// The extent tree.
+    Extents,
+    /// The root tree.
+    Roots,
+}
+
+/// What is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// The write of a leaf is lost, acknowledged all the same.
+    Lost,
+    /// A leaf becomes zeros.
+    Zeros,
+    /// A leaf keeps its old checksum.
+    Stale,
+    /// A byte of a leaf's header, at this offset.
+    Header(usize, u8),
+    /// A byte of a node's first pointer to a block of the same transaction, at this offset.
+    Pointer(usize, u8),
+    /// A byte of an item's data: item type, a byte that must be there, the offset, and what is added.
+    Item(u8, Option<(usize, u8)>, usize, u8),
+    /// A byte of the first item's header.
+    ItemHeader(usize, u8),
+}
+
+const fn kind(name: &'static str, tree: Tree, place: Place) -> Kind {
+    Kind { name, tree, place }
+}
+
+const TREE_REF: Option<(usize, u8)> = Some((24, item::TREE_BLOCK_REF));
+const DATA_REF: Option<(usize, u8)> = Some((24, item::EXTENT_DATA_REF));
+/// A file extent with an extent of its own, not inline.
+const REGULAR: Option<(usize, u8)> = Some((20, 1));
+
+use Place::{Item, Pointer};
+use Tree::{Extents, Files, Roots};
+
+/// Bytes of a pointer in a node.
+const POINTER_SIZE: usize = 33;
+
+/// Every kind. Offsets are those of the on-disk format; what is added to the second byte of an address is a block.
+const KINDS: [Kind; 28] = [
+    kind("extent-refs", Extents, Item(item::METADATA_ITEM, None, 0, 1)),
+    kind("extent-generation", Extents, Item(item::METADATA_ITEM, None, 8, 1)),
+    kind("backref-root", Extents, Item(item::METADATA_ITEM, TREE_REF, 25, 1)),
+    kind("backref-type", Extents, Item(item::METADATA_ITEM, TREE_REF, 24, 6)),
+    kind("data-refs", Extents, Item(item::EXTENT_ITEM, DATA_REF, 0, 1)),
+    kind("data-generation", Extents, Item(item::EXTENT_ITEM, DATA_REF, 8, 1)),
+    kind("data-flags", Extents, Item(item::EXTENT_ITEM, DATA_REF, 16, 1)),
+    kind("data-backref-root", Extents, Item(item::EXTENT_ITEM, DATA_REF, 25, 1)),
+    kind("data-backref-inode", Extents, Item(item::EXTENT_ITEM, DATA_REF, 33, 1)),
+    kind("data-backref-offset", Extents, Item(item::EXTENT_ITEM, DATA_REF, 42, 16)),
+    kind("data-backref-count", Extents, Item(item::EXTENT_ITEM, DATA_REF, 49, 1)),
+    kind("file-extent-address", Files, Item(item::EXTENT_DATA, REGULAR, 22, 16)),
+    kind("file-extent-length", Files, Item(item::EXTENT_DATA, REGULAR, 30, 16)),
+    kind("file-extent-offset", Files, Item(item::EXTENT_DATA, REGULAR, 38, 16)),
+    kind("file-extent-type", Files, Item(item::EXTENT_DATA, REGULAR, 20, 6)),
+    kind("root-generation", Roots, Item(item::ROOT_ITEM, None, 160, 1)),
+    kind("root-address", Roots, Item(item::ROOT_ITEM, None, 177, 64)),
+    kind("root-level", Roots, Item(item::ROOT_ITEM, None, 238, 1)),
+    kind("pointer-address", Files, Pointer(18, 64)),
+    kind("pointer-generation", Files, Pointer(25, 1)),
+    kind("first-key", Files, Place::ItemHeader(0, 1)),
+    kind("item-offset", Files, Place::ItemHeader(17, 1)),
+    kind("header-generation", Files, Place::Header(80, 1)),
+    kind("header-owner", Extents, Place::Header(88, 1)),
+    kind("header-address", Files, Place::Header(49, 64)),
+    kind("lose-block", Files, Place::Lost),
+    kind("zero-block", Files, Place::Zeros),
+    kind("stale-checksum", Files, Place::Stale),
 ];
 
 /// A fault and when to plant it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FaultSpec {
     /// What to break.
-    pub kind: FaultKind,
+    kind: &'static Kind,
     /// In which transaction; `None` is the first that offers an opportunity.
-    pub generation: Option<u64>,
+    generation: Option<u64>,
 }
 
 impl FromStr for FaultSpec {
@@ -51,19 +121,17 @@ impl FromStr for FaultSpec {
             }
             None => (spec, None),
         };
-        let known = KINDS.iter().find(|(known, _)| *known == name);
-        let (_, kind) = known.ok_or_else(|| {
-            let names: Vec<&str> = KINDS.iter().map(|(name, _)| *name).collect();
+        let kind = KINDS.iter().find(|known| known.name == name).ok_or_else(|| {
+            let names: Vec<&str> = KINDS.iter().map(|known| known.name).collect();
             format!("unknown fault '{name}': one of {}", names.join(", "))
         })?;
-        Ok(FaultSpec { kind: *kind, generation })
+        Ok(FaultSpec { kind, generation })
     }
 }
 
-impl fmt::Display for FaultKind {
+impl fmt::Display for FaultSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = KINDS.iter().find(|(_, kind)| kind == self).map_or("", |(name, _)| *name);
-        f.write_str(name)
+        f.write_str(self.kind.name)
     }
 }
 
@@ -73,6 +141,7 @@ impl fmt::Display for FaultKind {
 struct Target {
     generation: u64,
     owner: u64,
+    level: u8,
     key: Key,
 }
 
@@ -101,14 +170,17 @@ impl FaultPlan {
             if !self.settles_on(block) {
                 continue;
             }
-            match self.spec.kind {
-                FaultKind::LoseBlock if single => return CopyFate::Lose,
-                FaultKind::LoseBlock => block.fill(0),
-                FaultKind::ExtentRefs | FaultKind::BackrefRoot => {
+            match self.spec.kind.place {
+                Place::Lost if single => return CopyFate::Lose,
+                Place::Lost | Place::Zeros => block.fill(0),
+                _ => {
                     let target = *self.target.lock().unwrap_or_else(PoisonError::into_inner);
-                    if let Some(target) = target {
-                        self.break_item(block, &target.key);
-                        regions.geometry.csum.seal(block);
+                    if let Some(byte) = target.and_then(|target| self.byte(block, &target.key)) {
+                        let (at, more) = byte;
+                        block[at] = block[at].wrapping_add(more);
+                        if self.spec.kind.place != Place::Stale {
+                            regions.geometry.csum.seal(block);
+                        }
                     }
                 }
             }
@@ -118,60 +190,63 @@ impl FaultPlan {
 
     /// Whether `block` is one to be broken; settles on a target at the first opportunity.
     fn settles_on(&self, block: &[u8]) -> bool {
-        let Ok(Block::Leaf(leaf)) = Block::parse(block) else { return false };
-        let header = leaf.header();
-        let (generation, owner) = (header.generation(), header.owner());
+        let Ok(header) = Header::parse(block) else { return false };
+        let (generation, owner, level) = (header.generation(), header.owner(), header.level());
         let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(target) = *target {
-            let same = target.generation == generation && target.owner == owner;
-            return same && leaf.items().any(|(key, _)| key == target.key);
+            let same = target.generation == generation && target.owner == owner && target.level == level;
+            return same && keys(block).contains(&target.key);
         }
         if self.spec.generation.is_some_and(|wanted| wanted != generation) {
             return false;
         }
-        let eligible = match self.spec.kind {
-            FaultKind::LoseBlock if ids::is_fs_tree(owner) => leaf.key(0),
-            FaultKind::ExtentRefs | FaultKind::BackrefRoot if owner == ids::EXTENT_TREE => {
-                let slot = (0..leaf.len()).find(|&slot| self.item_byte(&leaf, slot).is_some());
-                slot.and_then(|slot| leaf.key(slot))
-            }
-            _ => None,
+        let is_tree = match self.spec.kind.tree {
+            Files => ids::is_fs_tree(owner),
+            Extents => owner == ids::EXTENT_TREE,
+            Roots => owner == ids::ROOT_TREE,
         };
-        let Some(key) = eligible else { return false };
-        tracing::warn!(
-            "planting fault {} in generation {generation}, tree {owner}, item {key}",
-            self.spec.kind
-        );
-        *target = Some(Target { generation, owner, key });
+        let is_level = (level > 0) == matches!(self.spec.kind.place, Pointer(..));
+        let found = keys(block).into_iter().find(|key| self.byte(block, key).is_some());
+        let Some(key) = found.filter(|_| is_tree && is_level) else { return false };
+        tracing::warn!("planting fault {} in generation {generation}, tree {owner}, item {key}", self.spec);
+        *target = Some(Target { generation, owner, level, key });
         true
     }
 
-    /// Offset, within the item's data, of the byte to be changed.
-    fn item_byte(&self, leaf: &parser::Leaf<'_>, slot: usize) -> Option<usize> {
-        let key = leaf.key(slot)?;
-        let data = leaf.data(slot);
-        match (self.spec.kind, key.item_type) {
-            (FaultKind::ExtentRefs, item::EXTENT_ITEM | item::METADATA_ITEM) if data.len() >= 24 => Some(0),
-            // Behind the 24 bytes of a skinny extent item: the inline ref's type, then its root.
-            (FaultKind::BackrefRoot, item::METADATA_ITEM) if data.get(24) == Some(&item::TREE_BLOCK_REF) => {
-                Some(25)
+    /// Which byte of the block is changed, and by how much, when the fault is at `key`.
+    fn byte(&self, block: &[u8], key: &Key) -> Option<(usize, u8)> {
+        let first = HEADER_SIZE;
+        match (self.spec.kind.place, Block::parse(block).ok()?) {
+            (Place::Header(at, more), Block::Leaf(_)) => Some((at, more)),
+            (Place::ItemHeader(at, more), Block::Leaf(_)) => Some((first + at, more)),
+            (Place::Lost | Place::Zeros, Block::Leaf(_)) => Some((0, 0)),
+            (Place::Stale, Block::Leaf(_)) => Some((block.len() - 1, 1)),
+            (Pointer(at, more), Block::Node(node)) => {
+                let generation = node.header().generation();
+                // One that this transaction has written.
+                let slot = node.ptrs().position(|ptr| ptr.key == *key && ptr.generation == generation)?;
+                Some((first + slot * POINTER_SIZE + at, more))
+            }
+            (Item(wanted, begins, at, more), Block::Leaf(leaf)) => {
+                let slot = leaf.lower_bound(key);
+                let data = leaf.data(slot);
+                let is_it = leaf.key(slot) == Some(*key)
+                    && key.item_type == wanted
+                    && begins.is_none_or(|(at, byte)| data.get(at) == Some(&byte))
+                    && at < data.len();
+                is_it.then(|| data_offset(block, data).map(|offset| (offset + at, more)))?
             }
             _ => None,
         }
     }
+}
 
-    fn break_item(&self, block: &mut [u8], key: &Key) {
-        let found = match Block::parse(block) {
-            Ok(Block::Leaf(leaf)) => {
-                let slot = leaf.lower_bound(key);
-                let byte = self.item_byte(&leaf, slot);
-                byte.and_then(|byte| Some(data_offset(block, leaf.data(slot))? + byte))
-            }
-            _ => None,
-        };
-        if let Some(byte) = found.and_then(|at| block.get_mut(at)) {
-            *byte = byte.wrapping_add(1);
-        }
+/// All keys of a block.
+fn keys(block: &[u8]) -> Vec<Key> {
+    match Block::parse(block) {
+        Ok(Block::Leaf(leaf)) => leaf.items().map(|(key, _)| key).collect(),
+        Ok(Block::Node(node)) => node.ptrs().map(|ptr| ptr.key).collect(),
+        Err(_) => Vec::new(),
     }
 }
 
@@ -187,7 +262,7 @@ mod tests {
     #[test]
     fn specs_are_read_and_refused() {
         let spec: FaultSpec = "extent-refs@12".parse().unwrap();
-        assert_eq!(spec, FaultSpec { kind: FaultKind::ExtentRefs, generation: Some(12) });
+        assert_eq!((spec.kind.name, spec.generation), ("extent-refs", Some(12)));
         assert_eq!("lose-block".parse::<FaultSpec>().unwrap().generation, None);
         assert!("nonsense".parse::<FaultSpec>().is_err());
         assert!("lose-block@soon".parse::<FaultSpec>().is_err());

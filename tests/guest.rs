@@ -137,6 +137,63 @@ fn lost_tree_block_is_reported_at_its_commit() {
     planted_fault("lose-block", &["write/", "tree/"]);
 }
 
+/// The refused commit never was: the guest is read-only, the image is the last good commit with all its files.
+#[test]
+fn a_refused_commit_leaves_the_last_good_one() {
+    common::reject(&["extent-refs", "lose-block", "root-address"]);
+}
+
+/// A commit is paused in a guest at work, and QEMU stops the virtual machine; decided on, both go on.
+fn paused(decision: &str) -> (common::Outcome, String) {
+    let image = Image::mkfs(MIB, "");
+    let monitor = tempfile::tempdir().expect("a directory");
+    let qmp = monitor.path().join("qmp");
+    let qmp = qmp.to_str().expect("a plain path");
+    let options =
+        ["--once", "--plant-fault", "data-backref-count@12", "--on-violation", "pause", "--qmp", qmp];
+    let backend = Backend::start(&image, &options);
+    let text = std::thread::scope(|scope| {
+        let guest = scope.spawn(|| {
+            let socket = format!("unix:{qmp},server=on,wait=off");
+            let guest = Guest::new("6.12", "reject").env("ROUNDS=12");
+            guest.with(&["--qemu-arg", "-qmp", "--qemu-arg", &socket]).run(&backend).1
+        });
+        let status = backend.wait_for_pause();
+        assert_eq!(status["paused"]["generation"], 12, "{status:#}");
+        // Time for QEMU to stop its rings over the write that is not answered.
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        assert_eq!(backend.status()["paused"]["generation"], 12, "it was decided on by itself");
+        assert!(backend.ctl(&[decision]).status.success());
+        guest.join().expect("the guest")
+    });
+    let outcome = backend.wait();
+    let notices: Vec<_> =
+        outcome.events.of_kind("notice").map(|event| event["message"].to_string()).collect();
+    for said in ["the virtual machine is stopped", "the virtual machine goes on"] {
+        assert!(notices.iter().any(|notice| notice.contains(said)), "{notices:?}");
+    }
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    if decision == "reject" {
+        image.assert_checked();
+        assert_eq!(image.generation(), 11);
+    }
+    (outcome, text)
+}
+
+#[test]
+fn a_paused_guest_is_stopped_and_goes_on_when_the_commit_is_rejected() {
+    let (_, text) = paused("reject");
+    assert!(text.contains("READ-ONLY"), "{text}");
+}
+
+#[test]
+fn a_paused_guest_is_stopped_and_goes_on_when_the_commit_is_resumed() {
+    let (outcome, text) = paused("resume");
+    assert!(text.contains("no commit was refused"), "{text}");
+    let fs = outcome.events.file_systems()[0];
+    assert!(outcome.events.transactions(fs).last().is_some_and(|last| *last > 12));
+}
+
 #[test]
 fn reboots_and_power_cuts_in_one_run_of_the_backend() {
     let image = Image::mkfs(MIB, "");

@@ -116,6 +116,8 @@ impl Backend {
             .arg(dir.path().join("socket"))
             .arg("--events")
             .arg(dir.path().join("events"))
+            .arg("--control")
+            .arg(dir.path().join("control"))
             .args(options)
             .stdin(Stdio::null())
             .stdout(file("stdout"))
@@ -135,6 +137,37 @@ impl Backend {
 
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("socket")
+    }
+
+    /// A path beside its socket.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Asks it with `btrfs-shadow ctl`, once it has a control socket; what it answers.
+    pub fn ctl(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_btrfs-shadow"));
+        command.arg("ctl").arg(self.path("control")).args(args).output().expect("btrfs-shadow ctl")
+    }
+
+    /// What `ctl status` says.
+    pub fn status(&self) -> Value {
+        let output = self.ctl(&["status", "--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// Waits until a commit is paused; the status then.
+    pub fn wait_for_pause(&self) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status();
+            if !status["paused"].is_null() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "nothing was paused: {status:#}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     fn text(&self, name: &str) -> String {
@@ -248,6 +281,28 @@ impl Events {
     }
 }
 
+/// Runs `vm-scripts/reject` on the built program, with these faults; it must end well.
+pub fn reject(faults: &[&str]) {
+    let _alone = guest_lock();
+    let mut command = Command::new(in_repository("vm-scripts/reject"));
+    let output = command.args(["--binary", env!("CARGO_BIN_EXE_btrfs-shadow")]).args(faults).output();
+    let output = output.expect("vm-scripts/reject");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// One guest at a time on this machine: with more, they would run into their time limits.
+fn guest_lock() -> File {
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(in_repository(".vm-cache/guest-tests.lock"))
+        .expect("a lock file");
+    lock.lock().expect("the lock");
+    lock
+}
+
 /// A run of `vm-scripts/guest`.
 pub struct Guest {
     command: Command,
@@ -280,18 +335,11 @@ impl Guest {
         self.with(&["--env", setting])
     }
 
-    /// Runs the guest on a backend, one guest at a time on this machine: with more, they would run into their time
-    /// limits. Returns its exit code and what it printed.
+    /// Runs the guest on a backend. Returns its exit code and what it printed.
     pub fn run(mut self, backend: &Backend) -> (Option<i32>, String) {
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(in_repository(".vm-cache/guest-tests.lock"))
-            .expect("a lock file");
-        lock.lock().expect("the lock");
+        let alone = guest_lock();
         let output = self.command.arg("--vhost").arg(backend.socket()).output().expect("vm-scripts/guest");
-        drop(lock);
+        drop(alone);
         let console = std::fs::read(self.log.path()).unwrap_or_default();
         let said = String::from_utf8_lossy(&output.stderr);
         (output.status.code(), format!("{said}\n{}", String::from_utf8_lossy(&console)))

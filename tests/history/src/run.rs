@@ -12,6 +12,7 @@ use btrfs_shadow::capture::{Capture, CaptureShared, Message};
 use btrfs_shadow::events::{JsonSink, Sinks};
 use btrfs_shadow::fault::{FaultPlan, FaultSpec};
 use btrfs_shadow::image::Image;
+use btrfs_shadow::policy::Policy;
 use btrfs_shadow::tap::Tap;
 use btrfs_shadow::verifier::{self, AuditMode, Summary, VerifierOptions};
 
@@ -93,7 +94,10 @@ impl Stack {
         let mut sinks = Sinks::default();
         sinks.push(Box::new(JsonSink::new(Box::new(file), "events")));
         sinks.push(Box::new(Ear(Arc::clone(&witness))));
-        let shared = Arc::new(CaptureShared::new(Arc::clone(image), CAPTURE_MEMORY));
+        // The policy with the most to go wrong, but where a fault is to be seen on the disk.
+        let policy = if fault.is_some() { Policy::Report } else { Policy::Reject };
+        let shared = CaptureShared::new(Arc::clone(image), CAPTURE_MEMORY).with_policy(policy);
+        let shared = Arc::new(shared);
         let (sender, messages) = crossbeam_channel::unbounded();
         let capture = Capture::new(Arc::clone(&shared), sender.clone(), fault.map(FaultPlan::new));
         let tap: Arc<dyn Tap> = Arc::new(Watched::new(Arc::new(capture), Arc::clone(&witness)));
