@@ -12,6 +12,7 @@ use thiserror::Error;
 use crate::codes::Code;
 use crate::forest::{BlockProblem, Expect, Forest, Geometry, RootId, Snapshot};
 use crate::record::{RecordBuilder, is_record_item};
+use crate::roots::Links;
 use crate::source::BlockSource;
 use crate::tree::{Cursor, ItemRef, diff};
 use crate::violation::Violation;
@@ -127,11 +128,17 @@ pub fn open(superblock: &[u8], source: &dyn BlockSource) -> Result<Opened, Attac
     Ok(Opened { snapshot, problems })
 }
 
-/// The snapshot of the commit after `old`, reading only what changed.
+/// The snapshot of the commit after `old`, reading only what changed. Notes in `links` which subvolumes and links
+/// between them that is about.
 ///
 /// # Errors
 /// [`AttachError`] where the new trees can't be read.
-pub fn advance(old: &Snapshot, superblock: &[u8], source: &dyn BlockSource) -> Result<Snapshot, AttachError> {
+pub fn advance(
+    old: &Snapshot,
+    superblock: &[u8],
+    source: &dyn BlockSource,
+    links: &mut Links,
+) -> Result<Snapshot, AttachError> {
     let mut snapshot = provisional(superblock)?;
     let chunk_root = |snapshot: &Snapshot| {
         snapshot.super_view().map(|view| (view.chunk_root(), view.chunk_root_generation()))
@@ -147,6 +154,7 @@ pub fn advance(old: &Snapshot, superblock: &[u8], source: &dyn BlockSource) -> R
     let side = |snapshot: &Snapshot| snapshot.super_view().map(|view| Expect::root_tree(&view));
     let (from, to) = (side(old), side(&snapshot));
     let unread = diff((Forest::new(old, source), from), (Forest::new(&snapshot, source), to), |change| {
+        links.note(&change);
         if let Some((id, _)) = change.before().and_then(root_item) {
             roots.remove(&id);
         }

@@ -177,6 +177,19 @@ codes! {
     TreeSuperBlock "tree/super-block" Error
         "a super block that contradicts itself";
 
+    RootNoOrphan "root/no-orphan-item" Error
+        "a subvolume that nothing refers to, without the orphan item by which its deletion goes on";
+    RootUnreferenced "root/unreferenced" Error
+        "a subvolume that is not being deleted, and to which no other one links";
+    RootRef "root/ref" Error
+        "a root ref without its root backref, or the other way round, or the two disagree";
+    RootUnknown "root/unknown" Error
+        "a link from or to a subvolume that does not exist or is being deleted";
+    RootDirItem "root/dir-item" Error
+        "a link to a subvolume that no directory entry stands for";
+    RootGenerationV2 "root/generation-v2" Warning
+        "the two generations of a root item differ: an old kernel wrote it, or nobody did";
+
     SpaceDeviceTooSmall "space/device-too-small" Error
         "a device that is smaller than the file system on it takes it to be";
     SpaceBlockGroupOverlap "space/block-group-overlap" Error

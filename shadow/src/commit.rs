@@ -19,6 +19,7 @@ use crate::paths;
 use crate::reconcile::{self, Finding, Touched};
 use crate::record::{ExtentRecord, RefKey};
 use crate::refverify::Shadow;
+use crate::roots::{self, Links};
 use crate::rules::Rules;
 use crate::source::BlockSource;
 use crate::violation::{Violation, Worth};
@@ -368,12 +369,17 @@ impl Verifier {
         if !self.coverage.is_whole() {
             report.unverified.clone_from(&self.coverage.gaps);
         }
-        let new = match attach::advance(old, superblock, source) {
+        let mut links = Links::default();
+        let new = match attach::advance(old, superblock, source, &mut links) {
             Ok(new) => new,
             Err(error) => return self.note_attach_error(report, error),
         };
         if self.coverage.is_whole() {
-            self.verify(report, Forest::new(old, source), Forest::new(&new, source));
+            let (old, new) = (Forest::new(old, source), Forest::new(&new, source));
+            self.verify(report, old, new);
+            let (violations, problems) = roots::verify(&old, &new, &links);
+            violations.into_iter().for_each(|violation| report.push(violation));
+            self.note_problems(report, problems);
         }
         if self.known.suspects.len() >= DAMAGE_MEMORY {
             self.known.suspects.clear();

@@ -23,6 +23,7 @@ pub mod paths;
 pub mod reconcile;
 pub mod record;
 pub mod refverify;
+pub mod roots;
 pub mod rules;
 pub mod source;
 pub mod tree;

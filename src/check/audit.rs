@@ -8,7 +8,7 @@ use shadow::audit::{Collected, Explained, Scan, Table, Visitor, Walk, explain, p
 use shadow::delta::references::Residuals;
 use shadow::forest::{BlockProblem, Expect};
 use shadow::violation::Violation;
-use shadow::{BlockSource, Code, Forest, Rules, Snapshot};
+use shadow::{BlockSource, Code, Forest, Rules, Snapshot, roots};
 
 use crate::check::Progress;
 
@@ -85,6 +85,7 @@ pub fn audit(snapshot: &Snapshot, source: &dyn BlockSource, progress: &dyn Progr
         explain(&forest, violations, findings, collected, scan_whole);
     problems.extend(more);
     report.violations = violations;
+    report.violations.extend(roots::verify_all(&forest));
     report.residuals = residuals;
     report.note(problems);
     report

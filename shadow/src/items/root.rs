@@ -5,7 +5,7 @@ use parser::key::item::ROOT_ITEM;
 use parser::{RootItem, ids};
 
 use super::{Context, Fault, Homes, Item, Rule, ensure};
-use crate::codes::Code::TreeRootItem;
+use crate::codes::Code::{RootGenerationV2, TreeRootItem};
 
 /// `BTRFS_ROOT_SUBVOL_RDONLY` and `BTRFS_ROOT_SUBVOL_DEAD`.
 const KNOWN_FLAGS: u64 = 1 | 1 << 48;
@@ -43,5 +43,10 @@ fn check(context: &Context<'_>, item: &Item<'_>) -> Result<(), Fault> {
     })?;
     ensure(root.flags & !KNOWN_FLAGS == 0, code, || {
         format!("invalid root flags, have {:#x} expect mask {KNOWN_FLAGS:#x}", root.flags)
+    })?;
+    // 0 where a kernel before 3.6 wrote the item, or none has written it yet.
+    let (generation, v2) = (root.generation, root.generation_v2.unwrap_or(0));
+    ensure(v2 == 0 || v2 == generation || context.is_log(), RootGenerationV2, || {
+        format!("mismatching generation and generation_v2 found in root item, {generation} and {v2}")
     })
 }

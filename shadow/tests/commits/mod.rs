@@ -5,6 +5,7 @@ mod clean;
 mod faults;
 mod items;
 mod leaves;
+mod links;
 mod mended;
 mod pointers;
 mod random;

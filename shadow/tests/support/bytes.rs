@@ -217,6 +217,29 @@ pub fn root_item(root: &RootSpec) -> Vec<u8> {
     item.as_bytes().to_vec()
 }
 
+/// Name of a subvolume.
+pub fn subvolume_name(id: u64) -> String {
+    format!("s{id}")
+}
+
+/// Directory entry of a subvolume.
+pub fn subvolume_entry(id: u64) -> Vec<u8> {
+    let name = subvolume_name(id);
+    let mut entry = disk::DirItem::new_zeroed();
+    entry.location = disk_key(&Key::new(id, item::ROOT_ITEM, u64::MAX));
+    entry.name_len = u16::try_from(name.len()).unwrap().into();
+    entry.dir_type = parser::dir::TYPE_DIR;
+    [entry.as_bytes(), name.as_bytes()].concat()
+}
+
+/// Link to a subvolume: a root ref and its backref.
+pub fn subvolume_ref(id: u64) -> Vec<u8> {
+    let name = subvolume_name(id);
+    let name_len = u16::try_from(name.len()).unwrap().into();
+    let link = disk::RootRef { dirid: 256.into(), sequence: id.into(), name_len };
+    [link.as_bytes(), name.as_bytes()].concat()
+}
+
 /// A regular file extent item: `num` bytes at `offset` of the extent of `len` bytes at `bytenr`.
 pub fn file_extent(bytenr: u64, len: u64, offset: u64, num: u64) -> Vec<u8> {
     let mut item = disk::FileExtent::new_zeroed();

@@ -103,6 +103,8 @@ pub struct World {
     fresh: BTreeMap<u64, u64>,
     /// Extents that a fault left in the extent tree: the allocator does not give them out.
     pub leaked: BTreeMap<u64, u64>,
+    /// Subvolumes that have a directory entry.
+    names: BTreeSet<u64>,
 }
 
 impl World {
@@ -136,6 +138,7 @@ impl World {
             committed: BTreeMap::new(),
             fresh: BTreeMap::new(),
             leaked: BTreeMap::new(),
+            names: BTreeSet::new(),
         };
         world.write_tree(
             tree(ids::FS_TREE),
@@ -207,8 +210,9 @@ impl World {
     pub fn set_root(&mut self, id: RootId, ptr: Ptr) {
         let level = self.blocks[&ptr.bytenr].level;
         let (bytenr, generation) = (ptr.bytenr, ptr.generation);
-        self.roots
-            .insert(id, RootSpec { bytenr, level, generation, refs: 1, cursor: None, last_snapshot: 0 });
+        let last_snapshot = self.roots.get(&id).map_or(0, |root| root.last_snapshot);
+        let root = RootSpec { bytenr, level, generation, refs: 1, cursor: None, last_snapshot };
+        self.roots.insert(id, root);
     }
 
     /// All blocks of a tree, the root first.
@@ -347,8 +351,51 @@ impl World {
         chunks.chain([device]).collect()
     }
 
+    /// Subvolumes that are wanted.
+    fn named(&self) -> impl Iterator<Item = u64> + '_ {
+        let wanted = self
+            .roots
+            .iter()
+            .filter(|(id, root)| ids::is_fs_tree(id.tree) && id.tree != ids::FS_TREE && root.refs > 0);
+        wanted.map(|(id, _)| id.tree)
+    }
+
+    /// Directory entries for all subvolumes, in the top directory.
+    fn name_subvolumes(&mut self) {
+        let named: BTreeSet<u64> = self.named().collect();
+        if self.names == named {
+            return;
+        }
+        let mut items = self.items(tree(ids::FS_TREE));
+        let is_entry =
+            |key: &Key| key.objectid == 256 && [item::DIR_ITEM, item::DIR_INDEX].contains(&key.item_type);
+        items.retain(|key, _| !is_entry(key));
+        for &id in &named {
+            let name = bytes::subvolume_name(id);
+            let hash = parser::csum::name_hash(name.as_bytes());
+            for key in [Key::new(256, item::DIR_ITEM, hash), Key::new(256, item::DIR_INDEX, id)] {
+                items.insert(key, bytes::subvolume_entry(id));
+            }
+        }
+        self.names = named;
+        self.write_tree(tree(ids::FS_TREE), items);
+    }
+
+    /// What the root tree says of subvolumes beside their root items.
+    fn links(&self) -> Items {
+        let mut items = Items::new();
+        for id in self.named() {
+            items.insert(Key::new(ids::FS_TREE, item::ROOT_REF, id), bytes::subvolume_ref(id));
+            items.insert(Key::new(id, item::ROOT_BACKREF, ids::FS_TREE), bytes::subvolume_ref(id));
+        }
+        let deleted = self.roots.iter().filter(|(id, root)| ids::is_fs_tree(id.tree) && root.refs == 0);
+        items.extend(deleted.map(|(id, _)| (Key::new(ids::ORPHAN, item::ORPHAN_ITEM, id.tree), Vec::new())));
+        items
+    }
+
     fn root_items(&self, extent: &Managed) -> Items {
-        let mut items = self.root_tree_items.clone();
+        let mut items = self.links();
+        items.extend(self.root_tree_items.clone());
         let mut insert = |id: &RootId, root: &RootSpec| {
             items.insert(Key::new(id.tree, item::ROOT_ITEM, id.offset), bytes::root_item(root));
         };
@@ -382,6 +429,7 @@ impl World {
 
     /// Commits what the fault makes of it. The world itself stays as it should be.
     pub fn commit_with(&mut self, fault: &Fault<'_>) -> Vec<u8> {
+        self.name_subvolumes();
         self.flag_lost_blocks();
         let old = std::mem::take(&mut self.managed);
         let of = |tree: u64| old.get(&tree).cloned().unwrap_or_default();

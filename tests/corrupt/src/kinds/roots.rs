@@ -45,10 +45,16 @@ pub fn kinds() -> Vec<Kind> {
         kind(
             "root-refs-0-without-orphan",
             |leaf, slot, _| subvolume(leaf, slot, |root| root.refs = 0.into()),
-            &["root/"],
+            &["root/no-orphan-item"],
         ),
         kind("root-half-deleted", half_deleted, &["ref/stale-backref", "ref/stale-extent", "ref/", "root/"]),
         kind("root-item-lost", item_lost, &["ref/stale-backref", "ref/stale-extent", "ref/"]),
+        kind("root-ref-lost", |leaf, slot, _| lost(leaf, slot, item::ROOT_REF), &["root/ref"])
+            .beyond_the_model(),
+        kind("root-backref-lost", |leaf, slot, _| lost(leaf, slot, item::ROOT_BACKREF), &["root/ref"])
+            .beyond_the_model(),
+        kind("root-ref-of-another-directory", other_directory, &["root/ref"]).beyond_the_model(),
+        kind("root-ref-leads-nowhere", leads_nowhere, &["root/ref", "root/unknown"]).beyond_the_model(),
         kind("root-item-cut-short", cut_short, &["tree/root-item"]),
     ]
 }
@@ -117,4 +123,28 @@ fn cut_short(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     let item = leaf.items.get_mut(slot)?;
     item.data.truncate(200);
     Some(format!("{}: cut short to 200 bytes", item.key))
+}
+
+fn lost(leaf: &mut Leaf, slot: usize, item_type: u8) -> Option<String> {
+    let key = leaf.items.get(slot).filter(|item| item.key.item_type == item_type)?.key;
+    leaf.items.remove(slot);
+    Some(format!("{key}: lost"))
+}
+
+fn link(leaf: &mut Leaf, slot: usize, edit: impl FnOnce(&mut layout::RootRef)) -> Option<String> {
+    let item = leaf.items.get_mut(slot).filter(|item| item.key.item_type == item::ROOT_REF)?;
+    edit::change(&mut item.data, edit)?;
+    Some(item.key.to_string())
+}
+
+fn other_directory(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let key = link(leaf, slot, |link| link.dirid = (link.dirid.get() + 1).into())?;
+    Some(format!("{key}: another directory"))
+}
+
+fn leads_nowhere(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let item = leaf.items.get_mut(slot).filter(|item| item.key.item_type == item::ROOT_REF)?;
+    let old = item.key;
+    item.key.offset += 1 << 40;
+    Some(format!("{old} became {}", item.key))
 }
