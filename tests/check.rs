@@ -25,7 +25,7 @@ fn codes(events: &[Value]) -> Vec<String> {
 
 /// The families of rules that exist so far. Rows of the corpus whose damage only another family can see are checked
 /// for a clean end.
-const FAMILIES: [&str; 3] = ["ref", "tree", "root"];
+const FAMILIES: [&str; 4] = ["ref", "tree", "root", "space"];
 
 /// Every row of `shared/corpus/MANIFEST.tsv`: silent on the clean, exit 2 on the unreadable, and on the damaged a
 /// code of the right family.

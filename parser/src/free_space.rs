@@ -26,11 +26,18 @@ impl FreeSpaceInfo {
     }
 }
 
+/// Whether bit `n` of a bitmap item is set: the sector is free.
+#[must_use]
+pub fn bitmap_bit(bitmap: &[u8], n: u64) -> bool {
+    let byte = usize::try_from(n / 8).ok().and_then(|at| bitmap.get(at));
+    byte.is_some_and(|byte| byte >> (n % 8) & 1 == 1)
+}
+
 /// Runs of set bits (free sectors) of a bitmap item, as (first bit, number of bits). Key
 /// `(start, FREE_SPACE_BITMAP, length)`; bit `n` stands for the sector at `start + n * sectorsize`.
 pub fn bitmap_runs(bitmap: &[u8]) -> impl Iterator<Item = (u64, u64)> + '_ {
     let total = bitmap.len() as u64 * 8;
-    let bit = move |n: u64| bitmap.get((n / 8) as usize).is_some_and(|byte| byte >> (n % 8) & 1 == 1);
+    let bit = move |n: u64| bitmap_bit(bitmap, n);
     let mut next = 0;
     core::iter::from_fn(move || {
         let start = (next..total).find(|&n| bit(n))?;

@@ -196,6 +196,46 @@ codes! {
         "an extent that crosses the edge of a block group that was removed";
     SpaceBlockGroupNotEmpty "space/block-group-not-empty" Error
         "a block group that was removed while it held extents";
+    SpaceExtentOverlap "space/extent-overlap" Error
+        "an extent that begins before another one ends";
+    SpaceExtentOutsideBlockGroup "space/extent-outside-block-group" Error
+        "an extent in no block group, or over the end of one";
+    SpaceExtentType "space/extent-type" Error
+        "an extent in a block group of another type: data, metadata, system";
+    SpaceExtentOnSuperBlock "space/extent-on-super-block" Error
+        "an extent over a copy of the super block";
+    SpaceBlockGroupUsed "space/block-group-used" Error
+        "used of a block group is not the sum of the extents in it";
+    SpaceBytesUsed "space/bytes-used" Error
+        "bytes_used of the super block is not the sum over the block groups";
+    SpaceBlockGroupChunk "space/block-group-chunk" Error
+        "a block group without its chunk, a chunk without its block group, or the two unlike each other";
+    SpaceFreeSpaceTree "space/free-space-tree" Error
+        "the free space tree differs from the gaps between extents";
+    SpaceFreeSpaceCount "space/free-space-count" Error
+        "the extent count of a free space info item is not the number of free ranges";
+    SpaceDevExtent "space/dev-extent" Error
+        "a device extent without its chunk, or a chunk without one of its device extents";
+    SpaceDevExtentOverlap "space/dev-extent-overlap" Error
+        "two device extents that overlap";
+    SpaceDevExtentBounds "space/dev-extent-bounds" Error
+        "a device extent past the end of its device, or of a device that is not there";
+    SpaceDeviceBytesUsed "space/device-bytes-used" Error
+        "bytes_used of a device item is not the sum of its device extents";
+    SpaceSystemChunkArray "space/system-chunk-array" Error
+        "the super block's array does not hold exactly the system chunks";
+    SpaceTotalBytes "space/total-bytes" Error
+        "total_bytes of the super block is less than the devices have";
+    SpaceNumDevices "space/num-devices" Warning
+        "num_devices of the super block is not the number of device items";
+    SpaceCsumWithoutExtent "space/csum-without-extent" Error
+        "checksums for addresses where no data extent lies";
+    SpaceCsumOverlap "space/csum-overlap" Error
+        "two checksum items for the same sectors";
+    SpaceCsumChanged "space/csum-changed" Error
+        "checksums of data that stays were removed or replaced";
+    SpaceDataChecksum "space/data-checksum" Error
+        "file data does not have the checksum that the checksum tree says";
 }
 
 impl Code {

@@ -22,6 +22,7 @@ use crate::refverify::Shadow;
 use crate::roots::{self, Links};
 use crate::rules::Rules;
 use crate::source::BlockSource;
+use crate::space;
 use crate::violation::{Violation, Worth};
 
 /// Violations of one commit that are reported one by one, and warnings; those beyond are counted.
@@ -183,6 +184,7 @@ struct Known {
     reported: HashSet<(Code, u64, Option<u64>)>,
     /// Extents about which something was reported: a repair may change them as nothing else may.
     suspects: HashSet<u64>,
+    space: space::Memory,
 }
 
 /// How to take back the last commit.
@@ -483,7 +485,9 @@ impl Verifier {
             findings = self.reconcile_all(report, work, &replaced, new.snapshot.generation);
         }
         if problems.is_empty() {
-            for mut violation in fold::fold(findings, record_violations, &new) {
+            let folded = fold::fold(findings, record_violations, &new);
+            let space = self.verify_space(report, (old, new), &extents, &folded);
+            for mut violation in folded.into_iter().chain(space) {
                 self.add_history(&mut violation);
                 if report.violations.len() < PATH_LIMIT {
                     violation.path = paths::describe(&new, &violation);
@@ -494,9 +498,25 @@ impl Verifier {
             // Where a block is missing, what it held is unknown, and every comparison would blame the wrong
             // extent: the block is the finding. What seems to differ is remembered, though: it will seem to
             // change back when the block is mended.
+            self.known.space.miss();
             record_violations.drain(..).for_each(|violation| report.push(violation));
         }
         self.note_problems(report, problems);
+    }
+
+    /// The rules about space. What keeps them from looking has been reported where it is news: here it is only why
+    /// they were silent.
+    fn verify_space(
+        &mut self,
+        report: &mut CommitReport,
+        (old, new): (Forest<'_>, Forest<'_>),
+        extents: &ExtentDelta,
+        folded: &[Violation],
+    ) -> Vec<Violation> {
+        let reported = report.violations.iter().chain(folded);
+        let space = space::verify(old, new, extents, reported, &mut self.known.space);
+        report.unverified.extend(space.unverified);
+        space.violations
     }
 
     /// What is remembered of an extent whose record is wrong by itself.

@@ -26,6 +26,7 @@ pub mod refverify;
 pub mod roots;
 pub mod rules;
 pub mod source;
+pub mod space;
 pub mod tree;
 pub mod violation;
 

@@ -8,7 +8,7 @@ use shadow::audit::{Collected, Explained, Scan, Table, Visitor, Walk, explain, p
 use shadow::delta::references::Residuals;
 use shadow::forest::{BlockProblem, Expect};
 use shadow::violation::Violation;
-use shadow::{BlockSource, Code, Forest, Rules, Snapshot, roots};
+use shadow::{BlockSource, Code, Forest, Rules, Snapshot, roots, space};
 
 use crate::check::Progress;
 
@@ -52,8 +52,10 @@ pub fn audit(snapshot: &Snapshot, source: &dyn BlockSource, progress: &dyn Progr
         .collect();
     let mut violations = Vec::new();
     let mut problems = Vec::new();
+    let mut groups = Vec::new();
     for scan in &mut scans {
         violations.append(&mut scan.violations);
+        groups.append(&mut scan.groups);
         problems.append(&mut scan.problems);
     }
     let scan_whole = problems.is_empty();
@@ -79,7 +81,7 @@ pub fn audit(snapshot: &Snapshot, source: &dyn BlockSource, progress: &dyn Progr
         drop(again);
     }
     progress.end();
-    findings.violations.extend(overlaps(&table));
+    let checksums = std::mem::take(&mut findings.checksums);
     let collected = collected.into_inner().unwrap_or_else(PoisonError::into_inner);
     let Explained { violations, residuals, problems: more } =
         explain(&forest, violations, findings, collected, scan_whole);
@@ -121,13 +123,6 @@ impl AuditReport {
             }
         }
     }
-}
-
-fn overlaps(table: &Table) -> impl Iterator<Item = Violation> + '_ {
-    table.overlaps().map(|(start, len, next)| {
-        let message = format!("extent [{start} {len}] overlaps the one at {next}");
-        Violation::new(shadow::Code::RefExtentOverlap, start, len, message)
-    })
 }
 
 fn run(walk: &Walk<'_>, progress: &dyn Progress) {

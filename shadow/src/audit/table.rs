@@ -6,6 +6,9 @@ use parser::{Block, Key, ids};
 
 use crate::forest::{BlockProblem, Expect, Forest};
 use crate::record::{ExtentRecord, RecordBuilder, RefKey, is_record_item};
+use crate::space::extents::{Holds, Place};
+use crate::space::group::Group;
+use crate::space::ranges::Range;
 use crate::tree::Searcher;
 use crate::violation::Violation;
 
@@ -39,8 +42,10 @@ pub struct Facts(u64);
 impl Facts {
     const METADATA: u64 = 1 << 63;
     const FULL: u64 = 1 << 62;
+    const CHUNK_TREE: u64 = 1 << 61;
+    const SHARED: u64 = 1 << 60;
     const LEVEL_SHIFT: u32 = 56;
-    const LEVEL_MASK: u64 = 0x3f;
+    const LEVEL_MASK: u64 = 0xf;
     const GENERATION_MASK: u64 = (1 << Self::LEVEL_SHIFT) - 1;
 
     fn new(record: &ExtentRecord) -> Self {
@@ -52,7 +57,23 @@ impl Facts {
         if record.full_backref() {
             facts |= Self::FULL;
         }
+        facts |= match Holds::of(record) {
+            Holds::ChunkTree => Self::CHUNK_TREE,
+            Holds::SomeTree => Self::SHARED,
+            Holds::Data | Holds::OtherTree => 0,
+        };
         Facts(facts)
+    }
+
+    /// What the extent holds.
+    #[must_use]
+    pub fn holds(self) -> Holds {
+        match (self.metadata(), self.0 & Self::CHUNK_TREE != 0, self.0 & Self::SHARED != 0) {
+            (false, ..) => Holds::Data,
+            (_, true, _) => Holds::ChunkTree,
+            (_, _, true) => Holds::SomeTree,
+            _ => Holds::OtherTree,
+        }
     }
 
     /// Whether the extent is a tree block.
@@ -78,6 +99,8 @@ impl Facts {
 #[derive(Debug, Default)]
 pub struct Scan {
     rows: Vec<Row>,
+    /// Block group items, which stand among the extents.
+    pub groups: Vec<Group>,
     /// What is wrong with records by themselves.
     pub violations: Vec<Violation>,
     /// What could not be read.
@@ -125,6 +148,7 @@ pub fn scan(forest: &Forest<'_>, first: u64, last: u64) -> Scan {
     let read = searcher.range(Key::new(first, 0, 0), Key::new(last, u8::MAX, u64::MAX), |found| {
         let bytenr = found.key.objectid;
         if !is_record_item(found.key.item_type) {
+            scan.groups.extend(Group::parse(&found.key, found.data()));
             return;
         }
         if builder.as_ref().is_none_or(|(current, _)| *current != bytenr) {
@@ -278,13 +302,38 @@ impl Table {
             .map(|((bytenr, _), _)| *bytenr)
     }
 
-    /// Pairs of extents of which the second begins before the first ends.
-    pub fn overlaps(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
-        let ends = self.bytenrs.iter().zip(&self.lens).map(|(start, len)| (*start, *len));
-        let next = self.bytenrs.iter().skip(1);
-        ends.zip(next)
-            .filter(|((start, len), next)| start.saturating_add(*len) > **next)
-            .map(|((start, len), next)| (start, len, *next))
+    /// All extents, in order.
+    pub fn extents(&self) -> impl Iterator<Item = Place> + '_ {
+        let rows = self.bytenrs.iter().zip(&self.lens).zip(&self.facts);
+        rows.map(|((&bytenr, &len), facts)| Place { bytenr, len, holds: facts.holds() })
+    }
+
+    /// The ranges of the extents that begin in `range`.
+    pub fn extents_within(&self, (start, end): Range) -> impl Iterator<Item = Range> + '_ {
+        let from = self.bytenrs.partition_point(|bytenr| *bytenr < start);
+        let rows = self.bytenrs.iter().zip(&self.lens).skip(from);
+        rows.map(|(&bytenr, &len)| (bytenr, bytenr.saturating_add(len)))
+            .take_while(move |(bytenr, _)| *bytenr < end)
+    }
+
+    /// The first part of `range` that lies in no data extent.
+    #[must_use]
+    pub fn without_data(&self, (start, end): Range) -> Option<Range> {
+        let mut at = start;
+        let mut row = self.bytenrs.partition_point(|bytenr| *bytenr <= start).saturating_sub(1);
+        while at < end {
+            let (bytenr, len) =
+                (*self.bytenrs.get(row).unwrap_or(&u64::MAX), self.lens.get(row).copied().unwrap_or(0));
+            let is_data = self.facts.get(row).is_some_and(|facts| !facts.metadata());
+            let extent_end = bytenr.saturating_add(len);
+            if is_data && bytenr <= at && at < extent_end {
+                at = extent_end;
+            } else if bytenr > at || row >= self.bytenrs.len() {
+                return Some((at, end.min(bytenr)));
+            }
+            row += 1;
+        }
+        None
     }
 }
 

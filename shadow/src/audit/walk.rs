@@ -15,6 +15,7 @@ use crate::edges::{self, Edge, Form, Target};
 use crate::forest::{BlockProblem, Copies, Expect, Forest, Snapshot};
 use crate::items;
 use crate::record::{RefKey, Site};
+use crate::space::audit::CsumCheck;
 use crate::violation::Violation;
 
 /// What a visit does with each reference.
@@ -32,6 +33,7 @@ pub struct Walk<'a> {
     visitor: Visitor<'a>,
     masks: Masks,
     findings: Mutex<Findings>,
+    checksums: CsumCheck,
 }
 
 /// What came up on the way.
@@ -45,6 +47,8 @@ pub struct Findings {
     pub violations: Vec<Violation>,
     /// What could not be read.
     pub problems: Vec<BlockProblem>,
+    /// What is to be said of checksum items.
+    pub checksums: CsumCheck,
 }
 
 impl<'a> Walk<'a> {
@@ -53,7 +57,8 @@ impl<'a> Walk<'a> {
     pub fn new(forest: Forest<'a>, table: &'a Table, visitor: Visitor<'a>) -> Self {
         let mut findings = Findings::default();
         let masks = masks::all(&forest, &mut findings.problems);
-        Walk { forest, table, visitor, masks, findings: Mutex::new(findings) }
+        let checksums = CsumCheck::default();
+        Walk { forest, table, visitor, masks, findings: Mutex::new(findings), checksums }
     }
 
     /// Where the walk begins: the roots, each with the reference to it counted.
@@ -72,6 +77,9 @@ impl<'a> Walk<'a> {
             Err(problem) => return self.lock().problems.push(problem),
         };
         let Some(view) = block.view() else { return };
+        if let Visitor::Sum(table) = self.visitor {
+            self.checksums.visit(&view, table, &self.forest.snapshot.geometry);
+        }
         let facts = self.table.row(expect.bytenr).and_then(|row| self.table.facts(row));
         let form = Form {
             full: facts.is_some_and(super::table::Facts::full_backref),
@@ -126,7 +134,9 @@ impl<'a> Walk<'a> {
     /// What came up.
     #[must_use]
     pub fn finish(self) -> Findings {
-        self.findings.into_inner().unwrap_or_else(PoisonError::into_inner)
+        let mut findings = self.findings.into_inner().unwrap_or_else(PoisonError::into_inner);
+        findings.checksums = self.checksums;
+        findings
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Findings> {

@@ -9,6 +9,7 @@ use parser::{Key, ids};
 
 use crate::forest::{BlockProblem, Forest};
 use crate::record::{BuiltRecord, ExtentRecord, RecordBuilder, is_record_item};
+use crate::space::group::GroupChange;
 use crate::tree::{Searcher, diff};
 use crate::violation::Violation;
 
@@ -71,6 +72,8 @@ pub struct ExtentChange {
 pub struct ExtentDelta {
     /// By bytenr.
     pub changes: BTreeMap<u64, ExtentChange>,
+    /// Block group items that stand in the extent tree.
+    pub groups: Vec<GroupChange>,
     /// What is wrong with changed records by themselves, and was not before.
     pub violations: Vec<Violation>,
     /// What could not be read; where there is anything, `changes` is not to be relied upon.
@@ -82,13 +85,15 @@ pub struct ExtentDelta {
 pub fn extent_delta<'a>(old: &mut Records<'a>, new: &mut Records<'a>) -> ExtentDelta {
     let side = |records: &Records<'a>| (records.forest, records.forest.snapshot.tree(ids::EXTENT_TREE));
     let mut touched = Vec::new();
+    let mut groups = Vec::new();
     let problems = diff(side(old), side(new), |change| {
         let key = change.key();
         if is_record_item(key.item_type) && touched.last() != Some(&key.objectid) {
             touched.push(key.objectid);
         }
+        groups.extend(GroupChange::new(&change));
     });
-    let mut delta = ExtentDelta { problems, ..ExtentDelta::default() };
+    let mut delta = ExtentDelta { problems, groups, ..ExtentDelta::default() };
     for bytenr in touched {
         match (old.build(bytenr), new.build(bytenr)) {
             (Ok((old, known)), Ok((new, violations))) => {

@@ -90,8 +90,8 @@ impl ReplacedRanges {
     pub fn new(old: &Forest<'_>, new: &Forest<'_>) -> Self {
         let (old, new) = (&old.snapshot.chunks, &new.snapshot.chunks);
         let gone = |chunk: &&parser::Chunk| {
-            new.chunk_at(chunk.logical)
-                .is_none_or(|now| now.stripes != chunk.stripes || now.length != chunk.length)
+            // A chunk that was made again lies elsewhere: what it took is not given out before the commit.
+            new.chunk_at(chunk.logical).is_none_or(|now| now.stripes != chunk.stripes)
         };
         ReplacedRanges(old.chunks().iter().filter(gone).map(|chunk| (chunk.logical, chunk.end())).collect())
     }

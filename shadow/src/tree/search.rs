@@ -49,6 +49,35 @@ impl<'a> Searcher<'a> {
         }
     }
 
+    /// The last item whose key is not greater than `key`.
+    ///
+    /// # Errors
+    /// [`BlockProblem`] when a block on the way can't be used.
+    pub fn at_or_before(&mut self, key: &Key) -> Result<Option<ItemRef>, BlockProblem> {
+        let Some((leaf, _)) = self.leaf_for(key)? else { return Ok(None) };
+        let Some(Block::Leaf(view)) = leaf.view() else { return Ok(None) };
+        let slot = view.lower_bound(key);
+        let slot = if view.key(slot) == Some(*key) { Some(slot) } else { slot.checked_sub(1) };
+        Ok(slot.and_then(|slot| ItemRef::new(&leaf, slot)))
+    }
+
+    /// The first item whose key is not less than `key`.
+    ///
+    /// # Errors
+    /// [`BlockProblem`] when a block on the way can't be used.
+    pub fn at_or_after(&mut self, key: &Key) -> Result<Option<ItemRef>, BlockProblem> {
+        let mut from = *key;
+        loop {
+            let Some((leaf, next)) = self.leaf_for(&from)? else { return Ok(None) };
+            let Some(Block::Leaf(view)) = leaf.view() else { return Ok(None) };
+            match (ItemRef::new(&leaf, view.lower_bound(&from)), next) {
+                (Some(item), _) => return Ok(Some(item)),
+                (None, Some(next)) if next > from => from = next,
+                _ => return Ok(None),
+            }
+        }
+    }
+
     /// The leaf that would hold `key`.
     fn leaf_for(&mut self, key: &Key) -> Result<Option<LeafAndNext>, BlockProblem> {
         if let Some((leaf, next)) = &self.leaf

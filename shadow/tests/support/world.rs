@@ -115,7 +115,8 @@ impl World {
             logical,
             length,
             flags: if copies > 1 { flags | BlockFlags::DUP } else { flags },
-            stripes: (0..copies).map(|copy| logical * 4 + copy * 2 * length).collect(),
+            // Beside the super block's copy at 64 MiB.
+            stripes: (0..copies).map(|copy| logical * 4 + MIB + copy * 2 * length).collect(),
         };
         let chunks = vec![
             chunk(SYSTEM, MIB, BlockFlags::SYSTEM, copies),
@@ -440,7 +441,7 @@ impl World {
         let (mut extent_building, mut root_building) = (building(ids::EXTENT_TREE), building(ids::ROOT_TREE));
         let mut round = 0;
         // The extent tree records its own blocks and those of the root tree, which names its root.
-        let extents = loop {
+        let (extents, bytes_used) = loop {
             round += 1;
             assert!(round < 200, "the extent tree does not settle");
             if round % 16 == 0 {
@@ -459,6 +460,7 @@ impl World {
             if let Some(edit) = &fault.records {
                 edit(&mut recorded);
             }
+            let bytes_used = recorded.values().map(|extent| extent.len).sum::<u64>();
             let mut items = self.extent_items(&recorded);
             if let Some(edit) = &fault.extents {
                 edit(&mut items);
@@ -467,7 +469,7 @@ impl World {
             let settled = new_root.blocks == root.blocks && new_extent.blocks == extent.blocks;
             (root, extent) = (new_root, new_extent);
             if settled {
-                break extents;
+                break (extents, bytes_used);
             }
         };
         let mut superblock = bytes::superblock(
@@ -477,6 +479,7 @@ impl World {
             &root_spec(&chunk).unwrap(),
         );
         bytes::set_system_chunks(&mut superblock, &self.chunks);
+        superblock.bytes_used = bytes_used.into();
         self.managed = [(ids::CHUNK_TREE, chunk), (ids::ROOT_TREE, root), (ids::EXTENT_TREE, extent)].into();
         self.write_new(fault, &extents);
         self.blocks.retain(|bytenr, _| extents.contains_key(bytenr));

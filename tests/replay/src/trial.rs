@@ -7,7 +7,7 @@ use crate::history::Step;
 use crate::plan::Fault;
 
 /// Families of rules that are built. What only others can see is listed, and not counted.
-const FAMILIES: [&str; 3] = ["ref/", "tree/", "root/"];
+const FAMILIES: [&str; 4] = ["ref/", "tree/", "root/", "space/"];
 
 /// A faulty commit.
 #[derive(Debug, Clone)]

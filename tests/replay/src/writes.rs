@@ -76,6 +76,26 @@ pub const KINDS: &[WriteKind] = &[
     kind("super-chunk-root-generation", &["tree/generation"], |_, _, writes| {
         superblock(writes, |sb| sb.chunk_root_generation = (sb.chunk_root_generation.get() + 1).into())
     }),
+    kind("super-bytes-used-plus-1-sector", &["space/bytes-used"], |_, _, writes| {
+        superblock(writes, |sb| sb.bytes_used = (sb.bytes_used.get() + 4096).into())
+    }),
+    kind("super-bytes-used-0", &["space/bytes-used"], |_, _, writes| {
+        superblock(writes, |sb| sb.bytes_used = 0.into())
+    }),
+    kind("super-total-bytes-minus-1-sector", &["space/total-bytes"], |_, _, writes| {
+        superblock(writes, |sb| sb.total_bytes = (sb.total_bytes.get() - 4096).into())
+    }),
+    kind("super-system-chunk-shorter", &["space/system-chunk-array"], |_, _, writes| {
+        superblock(writes, |sb| {
+            // The first chunk's length stands behind its key.
+            let at = size_of::<layout::DiskKey>();
+            let length =
+                sb.sys_chunk_array.get_mut(at..).and_then(|chunk| layout::Chunk::mut_from_prefix(chunk).ok());
+            if let Some((chunk, _)) = length {
+                chunk.length = (chunk.length.get() - 65536).into();
+            }
+        })
+    }),
 ];
 
 /// Chooses up to `wanted` places for a kind, in different histories as far as there are any.
@@ -224,7 +244,7 @@ fn superblock(writes: &mut Writes, edit: impl FnOnce(&mut layout::SuperBlock)) -
     edit(&mut view);
     view.write_to_prefix(bytes).ok()?;
     csum.seal(bytes);
-    Some("the super block points elsewhere".to_owned())
+    Some("a field of the super block was changed".to_owned())
 }
 
 /// The super block still points to the root tree of the commit before.

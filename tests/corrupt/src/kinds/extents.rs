@@ -61,8 +61,12 @@ pub fn kinds() -> Vec<Kind> {
         kind("data-extent-item-lost", data_item_lost, &["ref/no-extent-item", "ref/"]),
         kind("tree-extent-item-lost", tree_item_lost, &["ref/no-extent-item", "ref/"]),
         kind("extent-item-lost-but-keyed-refs", item_lost_but_keyed, &["ref/no-extent-item", "ref/"]),
-        kind("data-extent-item-stale", stale_data, &["ref/stale-extent"]),
-        kind("tree-extent-item-stale", stale_tree, &["ref/stale-extent"]),
+        kind("data-extent-item-stale", stale_data, &["ref/stale-extent", "ref/reallocated"]),
+        kind(
+            "tree-extent-item-stale",
+            stale_tree,
+            &["ref/stale-extent", "ref/reallocated", "ref/extent-generation"],
+        ),
         kind("data-extent-too-long", too_long, &["ref/extent-length", "ref/", "space/"]),
         kind(
             "full-backref-set",
@@ -134,7 +138,6 @@ pub fn kinds() -> Vec<Kind> {
         kind("keyed-ref-cut-short", keyed_cut_short, MALFORMED),
         kind("keyed-ref-without-extent-item", keyed_alone, &["ref/no-extent-item", "ref/"]),
         kind("keyed-data-doubled", keyed_doubled, &["ref/duplicate-backref", "ref/"]),
-        kind("block-group-used-plus-1-block", group_used, &["space/"]),
     ]
 }
 
@@ -359,16 +362,6 @@ fn keyed_doubled(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     let bytenr = item.key.objectid;
     leaf.items.push(item);
     Some(format!("extent {bytenr}: keyed {backref:?} doubled"))
-}
-
-fn group_used(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
-    let item = leaf.items.get_mut(slot).filter(|item| item.key.item_type == item::BLOCK_GROUP_ITEM)?;
-    let mut used = 0;
-    edit::change::<layout::BlockGroupItem>(&mut item.data, |group| {
-        used = group.used.get() + 4096;
-        group.used = used.into();
-    })?;
-    Some(format!("block group {}: used became {used}", item.key.objectid))
 }
 
 /// The generation of an extent that was there before. Any is possible; but it changes with the extent only.

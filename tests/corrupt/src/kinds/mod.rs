@@ -8,6 +8,7 @@ mod headers;
 mod items;
 mod nodes;
 mod roots;
+mod space;
 
 use parser::ids;
 
@@ -53,6 +54,8 @@ pub(crate) enum Place {
     RootLeaf,
     /// Leaves of the tree with this id.
     LeafOf(u64),
+    /// Leaves of the tree that holds block group items.
+    GroupLeaf,
 }
 
 impl Place {
@@ -75,6 +78,7 @@ impl Place {
             Place::CsumBlock => owner == ids::CSUM_TREE,
             Place::RootLeaf => owner == ids::ROOT_TREE && leaf,
             Place::LeafOf(tree) => owner == tree && leaf,
+            Place::GroupLeaf => [ids::EXTENT_TREE, ids::BLOCK_GROUP_TREE].contains(&owner) && leaf,
         }
     }
 }
@@ -202,6 +206,7 @@ pub fn all() -> Vec<Kind> {
     kinds.extend(files::kinds());
     kinds.extend(nodes::kinds());
     kinds.extend(roots::kinds());
+    kinds.extend(space::kinds());
     kinds.extend(headers::kinds());
     kinds.extend(items::kinds());
     kinds.extend(harmless::kinds());
