@@ -88,6 +88,13 @@ pub fn audit(snapshot: &Snapshot, source: &dyn BlockSource, progress: &dyn Progr
     problems.extend(more);
     report.violations = violations;
     report.violations.extend(roots::verify_all(&forest));
+    if scan_whole {
+        // Every extent that was not read would seem to be free.
+        let mut space = space::audit::audit(forest, &table, groups, &report.violations);
+        space.violations.extend(checksums.finish(&report.violations, forest.nodesize()));
+        report.violations.append(&mut space.violations);
+        problems.append(&mut space.problems);
+    }
     report.residuals = residuals;
     report.note(problems);
     report
