@@ -8,6 +8,10 @@ use btrfs_shadow::{check, control, rules, serve};
 use clap::{CommandFactory as _, Parser as _};
 use tracing_subscriber::EnvFilter;
 
+/// Glibc gives memory back to the kernel at every other commit, and faults it in again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Could not run: usage, I/O.
 const COULD_NOT_RUN: u8 = 2;
 
