@@ -9,6 +9,7 @@ pub mod device;
 pub mod engine;
 pub mod events;
 pub mod fault;
+pub mod guard;
 pub mod image;
 pub mod monitor;
 pub mod policy;

@@ -5,6 +5,8 @@
 
 use std::io;
 
+pub use crate::engine::Erase;
+
 /// How the device carries out a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WritePlan {
@@ -24,6 +26,8 @@ pub enum CopyFate {
     Write,
     /// Tell the guest it was written, and do nothing: a planted lost write.
     Lose,
+    /// Tell the guest that it failed, and do nothing.
+    Refuse,
 }
 
 /// Why the device waits for what is in flight.
@@ -57,8 +61,17 @@ pub trait Tap: Send + Sync {
     /// A copied write failed or was cut short: what the image holds in the range is not known.
     fn write_failed(&self, offset: u64, len: u64);
 
+    /// A flush is about to be carried out. What is returned is given to [`Tap::flushed`].
+    fn flush_begins(&self) -> u64;
+
     /// A flush is complete.
-    fn flushed(&self);
+    fn flushed(&self, begun: u64);
+
+    /// A range is about to be erased. Says whether it may be.
+    fn erases(&self, kind: Erase, offset: u64, len: u64) -> bool;
+
+    /// A range was erased, or that was tried and failed: what the image holds in it is not known.
+    fn erased(&self, offset: u64, len: u64);
 
     /// Takes over a write that touches a super block. `done` is called when it has been written or refused; other
     /// requests go on meanwhile.
@@ -69,6 +82,9 @@ pub trait Tap: Send + Sync {
 
     /// A frontend has connected: the image may have been changed by others since the last one left.
     fn connected(&self);
+
+    /// A ring was stopped: the guest was paused, or reset in the middle of anything.
+    fn interrupted(&self);
 
     /// The frontend is gone and every request it made is finished.
     fn disconnected(&self);

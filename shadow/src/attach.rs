@@ -124,7 +124,7 @@ pub fn open(superblock: &[u8], source: &dyn BlockSource) -> Result<Opened, Attac
     if roots.is_empty() && !problems.is_empty() {
         return Err(AttachError::Tree { tree: "root tree", problems });
     }
-    snapshot.roots = roots;
+    snapshot.roots = Arc::new(roots);
     Ok(Opened { snapshot, problems })
 }
 
@@ -149,7 +149,7 @@ pub fn advance(
     } else {
         load_chunks(&mut snapshot, source)?;
     }
-    let mut roots = old.roots.clone();
+    let mut roots = BTreeMap::clone(&old.roots);
     let mut problems = Vec::new();
     let side = |snapshot: &Snapshot| snapshot.super_view().map(|view| Expect::root_tree(&view));
     let (from, to) = (side(old), side(&snapshot));
@@ -168,7 +168,7 @@ pub fn advance(
     if !problems.is_empty() {
         return Err(AttachError::Tree { tree: "root tree", problems });
     }
-    snapshot.roots = roots;
+    snapshot.roots = Arc::new(roots);
     Ok(snapshot)
 }
 
@@ -184,7 +184,7 @@ fn provisional(superblock: &[u8]) -> Result<Snapshot, AttachError> {
         generation: view.generation(),
         chunks: Arc::default(),
         seed_uuids: Vec::new(),
-        roots: BTreeMap::new(),
+        roots: Arc::default(),
     })
 }
 

@@ -189,6 +189,24 @@ codes! {
         "a link to a subvolume that no directory entry stands for";
     RootGenerationV2 "root/generation-v2" Warning
         "the two generations of a root item differ: an old kernel wrote it, or nobody did";
+    WriteMetadataOverwritten "write/metadata-overwritten" Error
+        "a tree block that the last committed super block reaches was overwritten in place with other bytes";
+    WriteDataOverwritten "write/data-overwritten" Error
+        "file data with a committed checksum was overwritten in place with other bytes";
+    WriteReusedEarly "write/reused-early" Error
+        "space was used again before the commit that freed it was durable";
+    WriteDiscardLive "write/discard-live" Error
+        "tree blocks or file data that the last commit needs were discarded or overwritten with zeros";
+    WriteNotWritten "write/not-written" Error
+        "the super block reaches a new tree block that nobody has written";
+    WriteNotCompleted "write/not-completed" Error
+        "the super block reaches a tree block whose write is not complete";
+    WriteNotFlushed "write/not-flushed" Error
+        "the super block reaches a tree block that was not flushed before, in a guest that flushes";
+    WriteCopiesDiffer "write/copies-differ" Error
+        "copies of a tree block that are whole by themselves and hold different bytes";
+    WriteSuperCopies "write/super-copies" Error
+        "a copy of the super block that is not that of the last commit when the next one comes";
 
     SpaceDeviceTooSmall "space/device-too-small" Error
         "a device that is smaller than the file system on it takes it to be";

@@ -14,6 +14,7 @@ use crate::delta::references::{
 };
 use crate::fold;
 use crate::forest::{BlockProblem, Forest, Snapshot};
+use crate::live::{self, LiveDelta};
 use crate::log_tree::{self, KnownLogs};
 use crate::paths;
 use crate::reconcile::{self, Finding, Touched};
@@ -96,6 +97,12 @@ pub struct CommitReport {
     pub references: ReferenceCounts,
     /// Tree blocks that became reachable: read and checked.
     pub blocks_born: u64,
+    /// Addresses of the log's blocks among them.
+    pub log_blocks: Vec<u64>,
+    /// A block that was not flushed before the super block: wrong only in a guest that flushes.
+    pub not_flushed: Option<Violation>,
+    /// What the commit needs that the last one didn't, and the other way round; `None` where that is not known.
+    pub live: Option<LiveDelta>,
     /// What each rule counts for.
     rules: Arc<Rules>,
 }
@@ -140,7 +147,7 @@ impl CommitReport {
     }
 
     /// Takes up a violation, as far as its rule counts.
-    fn push(&mut self, violation: Violation) {
+    pub fn push(&mut self, violation: Violation) {
         let Some(violation) = self.rules.judge(violation) else { return };
         if self.listed(violation.severity) < REPORT_LIMIT as u64 {
             self.violations.push(violation);
@@ -391,6 +398,16 @@ impl Verifier {
         self.snapshot = Some(new);
     }
 
+    /// Addresses of the log's blocks that the last super block reaches, as far as they can be read.
+    #[must_use]
+    pub fn log_blocks(&self, source: &dyn BlockSource) -> Vec<u64> {
+        let Some(snapshot) = self.snapshot.as_ref().filter(|_| self.coverage.is_whole()) else {
+            return Vec::new();
+        };
+        let Some(view) = snapshot.super_view() else { return Vec::new() };
+        log_tree::verify(&Forest::new(snapshot, source), &view, &mut KnownLogs::default()).blocks
+    }
+
     /// Verifies a log commit: `superblock` differs from the last one in nothing but its log root.
     pub fn log_commit(&mut self, superblock: &[u8], source: &dyn BlockSource) -> CommitReport {
         let mut report = CommitReport::new(&self.rules);
@@ -404,7 +421,9 @@ impl Verifier {
             report.unverified.clone_from(&self.coverage.gaps);
         } else if let Ok(view) = SuperBlock::parse(superblock) {
             let log = log_tree::verify(&Forest::new(snapshot, source), &view, &mut self.logs);
-            report.blocks_born = log.blocks;
+            report.blocks_born = log.blocks.len() as u64;
+            report.log_blocks = log.blocks;
+            report.not_flushed = log.not_flushed;
             report.unverified = log.unknown;
             log.violations.into_iter().for_each(|violation| report.push_unusable(violation));
             log.faults.into_iter().for_each(|violation| report.push(violation));
@@ -468,7 +487,12 @@ impl Verifier {
         });
         report.references = count_references(&references);
         report.blocks_born = references.born;
-        let ReferenceDelta { changes, violations, mut problems, .. } = references;
+        let ReferenceDelta { changes, violations, mut problems, not_flushed, .. } = references;
+        report.not_flushed = not_flushed;
+        if extents.problems.is_empty() {
+            // What can't be read of the other trees has been come upon above.
+            report.live = live::delta(&old, &new, &extents, &replaced).ok();
+        }
         let mut record_violations = std::mem::take(&mut extents.violations);
         let is_reported = |bytenr: u64| {
             self.known.suspects.contains(&bytenr) || violations.iter().any(|found| found.bytenr == bytenr)

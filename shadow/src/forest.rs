@@ -9,7 +9,7 @@ use parser::map::{MapError, Physical};
 use parser::{ChecksumType, ChunkMap, Key, Node, RootItem, SuperBlock, Uuid, ids};
 
 use crate::codes::Code;
-use crate::source::{BlockSource, ReadError, StructureFault, TreeBlock};
+use crate::source::{BlockSource, Origin, ReadError, StructureFault, TreeBlock};
 use crate::violation::Violation;
 
 /// What does not change from commit to commit.
@@ -81,7 +81,7 @@ pub struct Snapshot {
     /// Other UUIDs that tree blocks may carry: those of seed devices.
     pub seed_uuids: Vec<Uuid>,
     /// All root items of its root tree.
-    pub roots: BTreeMap<RootId, RootItem>,
+    pub roots: Arc<BTreeMap<RootId, RootItem>>,
 }
 
 impl Snapshot {
@@ -262,14 +262,19 @@ impl<'a> Forest<'a> {
         let nodesize = self.nodesize();
         let places =
             chunks.copies(expect.bytenr, nodesize).map_err(|error| unmapped(error, expect, nodesize))?;
-        let mut good = None;
+        let mut good: Option<Arc<TreeBlock>> = None;
         let mut bad = Vec::new();
+        let mut unlike = None;
         let mut unknown = None;
         for (index, place) in places.enumerate() {
             match self.source.read(place) {
                 Ok(block) => match verify(geometry, seed_uuids, &block, expect) {
                     None if which == Copies::UntilGood => return Ok((block, bad)),
-                    None => good = good.or(Some(block)),
+                    None => match &good {
+                        Some(first) if first.bytes() != block.bytes() => unlike = unlike.or(Some(place)),
+                        Some(_) => {}
+                        None => good = Some(block),
+                    },
                     Some(mut violation) => {
                         let Physical { devid, offset } = place;
                         let copy = index + 1;
@@ -284,6 +289,7 @@ impl<'a> Forest<'a> {
             }
         }
         if let Some(block) = good {
+            bad.extend(unlike.map(|place| copies_differ(expect, nodesize, place)));
             return Ok((block, bad));
         }
         // A copy on a device that is not served says nothing; one that was read says something.
@@ -293,6 +299,59 @@ impl<'a> Forest<'a> {
             (None, None) => BlockProblem::Unknown("chunk without stripes".to_owned()),
         })
     }
+}
+
+/// Why a block was not safely on the disk when the super block that reaches it came.
+#[derive(Debug)]
+pub enum Unsafe {
+    /// It was not written, or its write was not complete.
+    Missing(Violation),
+    /// It was not flushed, which a guest without barriers, or without a write cache, need not do.
+    NotFlushed(Violation),
+}
+
+impl Forest<'_> {
+    /// Whether all copies of a new block were written, completed and flushed; `None` if so, or where nothing is known.
+    #[must_use]
+    pub fn unsafe_copy(&self, expect: &Expect) -> Option<Unsafe> {
+        let nodesize = self.nodesize();
+        let places = self.snapshot.chunks.copies(expect.bytenr, nodesize).ok()?;
+        let mut found = None;
+        for (index, place) in places.enumerate() {
+            let origin = self.source.origin(place, nodesize);
+            let (code, what) = match origin {
+                Origin::Unknown | Origin::Durable => continue,
+                Origin::InFlight => (Code::WriteNotCompleted, "while its write is not complete"),
+                Origin::NotWritten => (Code::WriteNotWritten, "which was not written since the last commits"),
+                Origin::NotFlushed => (Code::WriteNotFlushed, "which was not flushed"),
+            };
+            let Physical { devid, offset } = place;
+            let message = format!(
+                "the super block reaches block {} of generation {}, pointed to by {}, {what} (copy {}, devid {devid} \
+                 physical {offset})",
+                expect.bytenr,
+                expect.generation,
+                expect.pointed_by(),
+                index + 1
+            );
+            let violation = Violation::new(code, expect.bytenr, nodesize, message);
+            if origin != Origin::NotFlushed {
+                return Some(Unsafe::Missing(violation));
+            }
+            found = found.or(Some(Unsafe::NotFlushed(violation)));
+        }
+        found
+    }
+}
+
+fn copies_differ(expect: &Expect, nodesize: u64, place: Physical) -> Violation {
+    let Physical { devid, offset } = place;
+    let message = format!(
+        "copies of block {}, pointed to by {}, differ: the one on devid {devid} physical {offset} is not like the first",
+        expect.bytenr,
+        expect.pointed_by()
+    );
+    Violation::new(Code::WriteCopiesDiffer, expect.bytenr, nodesize, message)
 }
 
 /// Which copies of a block are looked at.

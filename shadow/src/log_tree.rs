@@ -10,15 +10,17 @@ use parser::{Block, Key, Leaf, RootItem, SuperBlock, ids};
 
 use crate::codes::Code;
 use crate::delta::items::was_wrong;
-use crate::forest::{BlockProblem, Expect, Forest, OwnerRule, Snapshot};
+use crate::forest::{BlockProblem, Expect, Forest, OwnerRule, Snapshot, Unsafe};
 use crate::items::{self, Context};
 use crate::violation::Violation;
 
 /// What was found in the log trees of one super block.
 #[derive(Debug, Default)]
 pub struct LogReport {
-    /// Blocks reached that no earlier log commit of the transaction had reached.
-    pub blocks: u64,
+    /// Addresses of blocks reached that no earlier log commit of the transaction had reached.
+    pub blocks: Vec<u64>,
+    /// One of them that was not flushed.
+    pub not_flushed: Option<Violation>,
     /// What is wrong with blocks, so that they can't be used.
     pub violations: Vec<Violation>,
     /// What is wrong with what they hold.
@@ -79,12 +81,19 @@ impl Walk<'_, '_> {
         if !self.known.blocks.insert(expect.bytenr) {
             return;
         }
-        self.report.blocks += 1;
+        self.report.blocks.push(expect.bytenr);
         let block = match self.forest.read(expect) {
             Ok(block) => block,
             Err(BlockProblem::Violation(violation)) => return self.report.violations.push(*violation),
             Err(BlockProblem::Unknown(reason)) => return self.report.unknown.push(reason),
         };
+        match self.forest.unsafe_copy(expect) {
+            Some(Unsafe::Missing(violation)) => self.report.violations.push(violation),
+            Some(Unsafe::NotFlushed(violation)) => {
+                self.report.not_flushed.get_or_insert(violation);
+            }
+            None => {}
+        }
         let Some(view) = block.view() else { return };
         let nodesize = self.forest.snapshot.geometry.nodesize;
         self.report.faults.extend(items::header_fault(&view, nodesize));

@@ -81,6 +81,21 @@ pub enum ReadError {
     Io(String),
 }
 
+/// How the bytes at a place came there, where that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody knows.
+    Unknown,
+    /// Written and flushed.
+    Durable,
+    /// Written since the commit before last, and not flushed.
+    NotFlushed,
+    /// A write to them is not complete.
+    InFlight,
+    /// Not written since the commit before last.
+    NotWritten,
+}
+
 /// Reads tree blocks by their place. What is written by the guest is seen as soon as its write has completed.
 pub trait BlockSource: Sync {
     /// Reads the tree block at `place`.
@@ -88,4 +103,9 @@ pub trait BlockSource: Sync {
     /// # Errors
     /// [`ReadError`] when there are no bytes to be had.
     fn read(&self, place: Physical) -> Result<Arc<TreeBlock>, ReadError>;
+
+    /// Says how the `len` bytes at `place` came there.
+    fn origin(&self, _place: Physical, _len: u64) -> Origin {
+        Origin::Unknown
+    }
 }

@@ -15,7 +15,7 @@ use arc_swap::ArcSwapOption;
 use crossbeam_channel::Sender;
 use parser::Header;
 use parser::superblock::OFFSETS;
-use shadow::TreeBlock;
+use shadow::{TreeBlock, Violation};
 
 pub use cache::BlockCache;
 pub use preserve::{Preserve, PreservedSource};
@@ -23,10 +23,11 @@ pub use regions::Regions;
 
 use crate::control;
 use crate::fault::FaultPlan;
+use crate::guard::{Guard, Incident, ends_file_system};
 use crate::image::Image;
 use crate::monitor::MonitorNews;
 use crate::policy::Policy;
-use crate::tap::{CopyFate, Draining, HoldDone, Tap, WritePlan};
+use crate::tap::{CopyFate, Draining, Erase, HoldDone, Tap, WritePlan};
 use crate::verifier::Audited;
 
 /// Bytes of a super block.
@@ -45,6 +46,14 @@ pub enum Message {
     Control(control::Request, Sender<control::Response>),
     /// What became of a command to QEMU's monitor.
     Monitor(MonitorNews),
+    /// A write or an erasure that does harm; whether it was refused.
+    Harm(Box<Incident>, bool),
+    /// A flush that should have been made before the last super block was not.
+    NotFlushed(Box<Violation>),
+    /// The place of the primary super block was erased.
+    SuperErased,
+    /// The guest may have been reset.
+    Interrupted,
     /// A frontend connected.
     Connected,
     /// The frontend is gone.
@@ -104,6 +113,8 @@ pub struct CaptureShared {
     pub counters: CaptureCounters,
     /// What is done with a commit that violates a rule: whether the last good one must stay whole.
     pub policy: Policy,
+    /// Watches what is overwritten, and what is flushed.
+    pub guard: Guard,
 }
 
 impl CaptureShared {
@@ -113,7 +124,8 @@ impl CaptureShared {
         CaptureShared {
             regions: ArcSwapOption::empty(),
             cache: Arc::new(BlockCache::new(Arc::clone(&image), limit)),
-            preserve: Arc::new(Preserve::new(image, limit)),
+            preserve: Arc::new(Preserve::new(Arc::clone(&image), limit)),
+            guard: Guard::new(image),
             counters: CaptureCounters::default(),
             policy: Policy::default(),
         }
@@ -149,29 +161,71 @@ impl Capture {
     }
 }
 
+impl Capture {
+    /// Whether a write waits for a verdict.
+    fn holds(&self, offset: u64, len: u64) -> bool {
+        let held = if self.shared.policy.may_refuse() { &OFFSETS[..] } else { &OFFSETS[..1] };
+        held.iter().any(|place| touches_super(*place, offset, len))
+    }
+
+    /// Says what is wrong with a write; whether it may be made.
+    fn may(&self, incident: Option<Incident>) -> bool {
+        let Some(incident) = incident else { return true };
+        let guard = &self.shared.guard;
+        let counts = !incident.if_barriers || guard.barriers_trusted();
+        let refused = counts && self.shared.policy.may_refuse();
+        if counts {
+            self.tell(Message::Harm(Box::new(incident), refused));
+        }
+        !refused
+    }
+
+    /// A new super block that is none frees everything at once: what comes next may already be under way.
+    fn look_at_super(&self, offset: u64, bytes: &[u8]) {
+        let at = PRIMARY_SUPER.checked_sub(offset).map(|at| at as usize);
+        let whole = at.and_then(|at| bytes.get(at..at + SUPER_SIZE as usize));
+        if whole.is_none_or(ends_file_system) {
+            self.shared.guard.end();
+        }
+    }
+}
+
 impl Tap for Capture {
     fn plan(&self, offset: u64, len: u64) -> WritePlan {
-        let held = if self.shared.policy.may_refuse() { &OFFSETS[..] } else { &OFFSETS[..1] };
-        if held.iter().any(|place| touches_super(*place, offset, len)) {
+        if self.holds(offset, len) {
             return WritePlan::Hold;
         }
         let end = offset.saturating_add(len);
         match self.shared.regions.load().as_ref() {
             Some(regions) if regions.may_hold_metadata(offset, end) => WritePlan::Copy,
+            Some(_) if self.shared.guard.is_hit(offset, len, self.shared.cache.as_ref()) => WritePlan::Copy,
             _ => WritePlan::Direct,
         }
     }
 
     fn copied(&self, offset: u64, bytes: &mut Vec<u8>) -> CopyFate {
-        self.shared.preserve.before_write(offset, bytes.len() as u64);
-        match (&self.fault, self.shared.regions.load().as_ref()) {
+        let len = bytes.len() as u64;
+        if touches_super(PRIMARY_SUPER, offset, len) {
+            self.look_at_super(offset, bytes);
+        }
+        let guard = &self.shared.guard;
+        if !self.may(guard.judge_write(offset, bytes, self.shared.cache.as_ref())) {
+            return CopyFate::Refuse;
+        }
+        self.shared.preserve.before_write(offset, len);
+        let fate = match (&self.fault, self.shared.regions.load().as_ref()) {
             (Some(fault), Some(regions)) => fault.apply(offset, bytes, regions),
             _ => CopyFate::Write,
+        };
+        if fate == CopyFate::Write && !self.holds(offset, len) {
+            guard.write_begins(offset, bytes.len() as u64);
         }
+        fate
     }
 
     fn written(&self, offset: u64, bytes: Vec<u8>) {
         self.shared.cache.invalidate(offset, bytes.len() as u64);
+        self.shared.guard.writes().completed(offset, bytes.len() as u64);
         let regions = self.shared.regions.load();
         let Some(regions) = regions.as_ref() else { return };
         for (place, block) in regions.candidates(offset, &bytes) {
@@ -185,9 +239,40 @@ impl Tap for Capture {
 
     fn write_failed(&self, offset: u64, len: u64) {
         self.shared.cache.invalidate(offset, len);
+        self.shared.guard.writes().failed(offset, len);
+        self.shared.guard.miss();
     }
 
-    fn flushed(&self) {}
+    fn flush_begins(&self) -> u64 {
+        let (number, proof) = self.shared.guard.flush_begins();
+        if let Some(violation) = proof {
+            self.tell(Message::NotFlushed(Box::new(violation)));
+        }
+        number
+    }
+
+    fn flushed(&self, begun: u64) {
+        self.shared.guard.flushed(begun);
+    }
+
+    fn erases(&self, kind: Erase, offset: u64, len: u64) -> bool {
+        let guard = &self.shared.guard;
+        if touches_super(PRIMARY_SUPER, offset, len) {
+            guard.end();
+        }
+        if !self.may(guard.judge_erase(kind, offset, len, self.shared.cache.as_ref())) {
+            return false;
+        }
+        self.shared.preserve.before_write(offset, len);
+        true
+    }
+
+    fn erased(&self, offset: u64, len: u64) {
+        self.shared.cache.invalidate(offset, len);
+        if touches_super(PRIMARY_SUPER, offset, len) {
+            self.tell(Message::SuperErased);
+        }
+    }
 
     fn hold(&self, offset: u64, bytes: Vec<u8>, done: HoldDone) {
         let submitted = std::time::Instant::now();
@@ -199,7 +284,13 @@ impl Tap for Capture {
     }
 
     fn connected(&self) {
+        self.shared.guard.connected();
         self.tell(Message::Connected);
+    }
+
+    fn interrupted(&self) {
+        self.shared.guard.interrupt();
+        self.tell(Message::Interrupted);
     }
 
     fn disconnected(&self) {

@@ -122,12 +122,17 @@ impl VhostUserBackend for Backend {
     }
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        config::read_config(&self.config, offset, size)
+        let mut space = self.config.clone();
+        config::set_write_cache(&mut space, !self.shared.write_through.load(Ordering::Acquire));
+        config::read_config(&space, offset, size)
     }
 
     fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
-        // An error would end the connection; nothing of what is offered can be written.
-        debug!(offset, len = buf.len(), "ignored a write to the configuration space");
+        match config::write_cache_setting(offset, buf) {
+            Some(on) => self.shared.write_through.store(!on, Ordering::Release),
+            // An error would end the connection.
+            None => debug!(offset, len = buf.len(), "ignored a write to the configuration space"),
+        }
         Ok(())
     }
 
@@ -150,6 +155,7 @@ impl VhostUserBackend for Backend {
         if let Some(worker) = self.workers.get(queue as usize) {
             lock(worker).quiesce(Draining::Ring);
         }
+        self.shared.tap.interrupted();
         Ok(())
     }
 

@@ -20,6 +20,12 @@ pub const SEGMENTS: u32 = 126;
 /// below [`MAX_COPY`].
 pub const SEGMENT_SIZE: u32 = 128 << 10;
 
+/// Ranges of a discard or write zeroes request. More are refused.
+pub const ERASE_SEGMENTS: u32 = 64;
+
+/// Sectors of such a range, as the guest is told: 2 GiB. A longer one is refused.
+pub const ERASE_SECTORS: u32 = 4 << 20;
+
 /// Descriptors of a chain. A longer one fails with an I/O error.
 pub const MAX_DESCRIPTORS: usize = 1024;
 

@@ -23,7 +23,7 @@ use super::limits::{BATCH, MAX_COMPLAINTS, MAX_COPY, MAX_HELD};
 use super::stop::wait_readable;
 use super::{Memory, MemorySpace, Vring};
 use crate::engine::{Buffer, Completion, Engine, SharedSlices};
-use crate::tap::{CopyFate, Draining, Tap, WritePlan};
+use crate::tap::{CopyFate, Draining, Erase, Tap, WritePlan};
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
 const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
@@ -48,6 +48,8 @@ struct Pending {
     memory: Arc<Memory>,
     status: Option<GuestAddress>,
     stage: Stage,
+    /// What is being erased: offsets and lengths.
+    erasing: Vec<(u64, u64)>,
 }
 
 /// What a request in flight is waiting for.
@@ -66,7 +68,14 @@ enum Stage {
     Held {
         len: usize,
     },
-    Flush,
+    Flush {
+        begun: u64,
+    },
+    Erase {
+        /// Ranges that aren't completed yet.
+        left: usize,
+        failed: bool,
+    },
 }
 
 /// The state of one queue.
@@ -200,7 +209,7 @@ impl Worker {
     fn start(&mut self, chain: DescriptorChain<Arc<Memory>>, memory: Arc<Memory>) {
         let head = chain.head_index();
         let parsed = chain::parse(chain, &memory, self.shared.disk);
-        let pending = Pending { head, memory, status: parsed.status, stage: Stage::New };
+        let pending = Pending { head, memory, status: parsed.status, stage: Stage::New, erasing: Vec::new() };
         match parsed.request {
             Err(refusal) => {
                 if let Refusal::Malformed(reason) = refusal {
@@ -231,6 +240,7 @@ impl Worker {
             }
             Request::Write { offset, data } => self.write(token, offset, data),
             Request::Flush => self.flush(token),
+            Request::Erase { kind, ranges } => self.erase(token, kind, ranges),
             Request::GetId { mut data } => {
                 let filled = data.fill(&self.shared.serial);
                 self.finish(token, OK, filled as u32);
@@ -257,6 +267,7 @@ impl Worker {
         bytes.truncate(len);
         match (fate, plan) {
             (CopyFate::Lose, _) => self.finish(token, OK, 0),
+            (CopyFate::Refuse, _) => self.finish(token, IOERR, 0),
             (CopyFate::Write, WritePlan::Hold) => {
                 self.held_bytes += len;
                 self.set_stage(token, Stage::Held { len });
@@ -270,8 +281,38 @@ impl Worker {
     }
 
     fn flush(&mut self, token: u64) {
-        self.set_stage(token, Stage::Flush);
+        let begun = self.shared.tap.flush_begins();
+        self.set_stage(token, Stage::Flush { begun });
         self.engine.flush(token);
+    }
+
+    fn erase(&mut self, token: u64, kind: Erase, ranges: Vec<(u64, u64)>) {
+        let tap = self.shared.tap.clone();
+        // All are asked about: what is said must not depend on which comes first.
+        let refused = ranges.iter().filter(|(offset, len)| !tap.erases(kind, *offset, *len)).count();
+        if refused != 0 {
+            return self.finish(token, IOERR, 0);
+        }
+        self.set_stage(token, Stage::Erase { left: ranges.len(), failed: false });
+        for &(offset, len) in &ranges {
+            self.engine.erase(kind, offset, len, token);
+        }
+        if let Some(pending) = self.pending.get_mut(&token) {
+            pending.erasing = ranges;
+        }
+    }
+
+    /// One range of a request is done; the last one ends it.
+    fn erased(&mut self, token: u64, left: usize, failed: bool) {
+        self.set_stage(token, Stage::Erase { left, failed });
+        if left > 0 {
+            return;
+        }
+        let ranges = self.pending.get_mut(&token).map(|pending| std::mem::take(&mut pending.erasing));
+        for (offset, len) in ranges.unwrap_or_default() {
+            self.shared.tap.erased(offset, len);
+        }
+        if failed { self.finish(token, IOERR, 0) } else { self.written(token) }
     }
 
     /// Handles completions and answers until there are none.
@@ -318,9 +359,12 @@ impl Worker {
                 }
                 self.finish(token, IOERR, 0);
             }
-            (Stage::Flush, Ok(()), _) => {
-                tap.flushed();
+            (Stage::Flush { begun }, Ok(()), _) => {
+                tap.flushed(begun);
                 self.finish(token, OK, 0);
+            }
+            (Stage::Erase { left, failed }, result, _) => {
+                self.erased(token, left.saturating_sub(1), failed || result.is_err());
             }
             _ => self.finish(token, IOERR, 0),
         }

@@ -23,6 +23,9 @@ pub trait Engine: Send {
     /// Writes all of `buffer` at `offset`.
     fn write_vectored(&mut self, offset: u64, buffer: Buffer, token: u64);
 
+    /// Erases `len` bytes from `offset`.
+    fn erase(&mut self, kind: Erase, offset: u64, len: u64, token: u64);
+
     /// Makes durable every write whose completion was taken before, on this engine or another of the same image.
     fn flush(&mut self, token: u64);
 
@@ -34,6 +37,18 @@ pub trait Engine: Send {
 
     /// Becomes readable when there are completions. `None`: every operation is complete when `submit` returns.
     fn notifier(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// How a range is erased.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Erase {
+    /// What is in it isn't needed any more; reads return zeros or what was there.
+    Discard,
+    /// Reads return zeros.
+    Zeroes {
+        /// Whether its space may be given back.
+        unmap: bool,
+    },
 }
 
 /// The end of one operation.

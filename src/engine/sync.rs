@@ -5,9 +5,10 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use super::{Buffer, Completion, Engine};
+use super::{Buffer, Completion, Engine, Erase};
 
 /// What one preadv or pwritev takes (IOV_MAX on Linux).
 const MAX_SLICES_PER_CALL: usize = 1024;
@@ -48,6 +49,10 @@ impl Engine for SyncEngine {
         self.transfer(Direction::Write, offset, buffer, token);
     }
 
+    fn erase(&mut self, kind: Erase, offset: u64, len: u64, token: u64) {
+        self.done.push(Completion { token, result: erase(&self.file, kind, offset, len), buffer: None });
+    }
+
     fn flush(&mut self, token: u64) {
         let result = self.file.sync_data();
         self.done.push(Completion { token, result, buffer: None });
@@ -62,6 +67,53 @@ impl Engine for SyncEngine {
     fn notifier(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+}
+
+/// Erases a range. Where a discard isn't possible it is left undone, as a guest must expect; zeros are written then.
+fn erase(file: &File, kind: Erase, offset: u64, len: u64) -> io::Result<()> {
+    let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let zero = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    let unmaps = matches!(kind, Erase::Discard | Erase::Zeroes { unmap: true });
+    match allocate(file, if unmaps { punch } else { zero }, offset, len) {
+        Err(error) if is_unsupported(&error) => match kind {
+            Erase::Discard => Ok(()),
+            Erase::Zeroes { .. } => write_zeros(file, offset, len),
+        },
+        result => result,
+    }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV))
+}
+
+fn allocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    let invalid = |_| io::Error::from_raw_os_error(libc::EINVAL);
+    let (offset, len) = (offset.try_into().map_err(invalid)?, len.try_into().map_err(invalid)?);
+    loop {
+        // SAFETY: the descriptor is open; no memory of this process is touched.
+        if unsafe { libc::fallocate64(file.as_raw_fd(), mode, offset, len) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+fn write_zeros(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
+    let zeros = vec![0; len.min(1 << 20) as usize];
+    while len > 0 {
+        let step = len.min(zeros.len() as u64);
+        file.write_all_at(&zeros[..step as usize], offset)?;
+        offset += step;
+        len -= step;
+    }
+    Ok(())
 }
 
 #[derive(Clone, Copy)]
@@ -184,6 +236,31 @@ mod tests {
         assert_eq!(only(&mut engine).result.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         engine.read_vectored(u64::MAX, Buffer::Owned(vec![0; 1]), 1);
         assert!(only(&mut engine).result.is_err());
+    }
+
+    #[test]
+    fn what_is_erased_reads_as_zeros_and_nothing_else_does() {
+        for kind in [Erase::Discard, Erase::Zeroes { unmap: false }, Erase::Zeroes { unmap: true }] {
+            let (mut engine, file) = engine_on(&[5; 32768]);
+            engine.erase(kind, 8192, 16384, 1);
+            assert!(only(&mut engine).result.is_ok());
+            let mut bytes = vec![9; 32768];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            assert!(bytes[8192..24576].iter().all(|byte| *byte == 0), "{kind:?}");
+            assert!(bytes[..8192].iter().chain(&bytes[24576..]).all(|byte| *byte == 5), "{kind:?}");
+            assert_eq!(file.metadata().unwrap().len(), 32768);
+        }
+    }
+
+    #[test]
+    fn zeros_are_written_where_nothing_else_is_possible() {
+        let (_, file) = engine_on(&[5; 5 << 20]);
+        write_zeros(&file, 4096, (4 << 20) + 512).unwrap();
+        let mut bytes = vec![9; 5 << 20];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        let end = 4096 + (4 << 20) + 512;
+        assert!(bytes[4096..end].iter().all(|byte| *byte == 0));
+        assert!(bytes[..4096].iter().chain(&bytes[end..]).all(|byte| *byte == 5));
     }
 
     #[test]

@@ -3,6 +3,9 @@
 //! mkfs in the guest, a new file system over the old one, a guest that unmounts and mounts again or is reset in the
 //! middle of a commit are all normal life.
 
+mod guarding;
+
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +25,7 @@ use crate::policy::Policy;
 use crate::verifier::VerifierOptions;
 use crate::verifier::audit::{self as background, AuditMode, Audited};
 use crate::verifier::fate::{CopyFate, Fate, Judged};
+use crate::verifier::filesystem::guarding::{GuestWrites, Proposed};
 use crate::verifier::ledger::{Ledger, Summary};
 
 /// Reasons that are given for the fate of a commit.
@@ -49,6 +53,12 @@ pub struct FileSystem {
     audit_running: bool,
     /// The super block that was refused last, until one is let through.
     refused: Option<Box<[u8]>>,
+    /// What the guard must be told of the commit that was judged last.
+    proposed: Option<Proposed>,
+    /// The super block whose copies must be there when the next transaction is committed.
+    copied: Option<Box<[u8]>>,
+    /// What was reported about writes: the rule, and the address.
+    harms: HashSet<(shadow::Code, u64)>,
 }
 
 impl FileSystem {
@@ -79,6 +89,9 @@ impl FileSystem {
             results,
             audit_running: false,
             refused: None,
+            proposed: None,
+            copied: None,
+            harms: HashSet::new(),
         }
     }
 
@@ -112,7 +125,7 @@ impl FileSystem {
         let known = snapshot.superblock.clone();
         self.shared.cache.clear();
         match self.read_super() {
-            Ok(bytes) if bytes == known => {}
+            Ok(bytes) if bytes == known => self.guard_log(),
             Ok(_) | Err(_) => {
                 self.notice("the image was changed while no frontend was connected");
                 self.detach();
@@ -180,10 +193,13 @@ impl FileSystem {
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let written = self.image.write_at(bytes, offset);
         self.shared.cache.invalidate(offset, bytes.len() as u64);
-        if let Err(error) = &written {
-            self.notice(&format!("writing the super block failed: {error}"));
-            self.detach();
-            self.open("super block write failed");
+        match &written {
+            Ok(()) => self.guard_written(),
+            Err(error) => {
+                self.notice(&format!("writing the super block failed: {error}"));
+                self.detach();
+                self.open("super block write failed");
+            }
         }
         written
     }
@@ -191,6 +207,7 @@ impl FileSystem {
     /// A write of the primary super block is refused: the commit before it stays the last one.
     pub fn refuse(&mut self, offset: u64, bytes: &[u8]) {
         self.verifier.revoke();
+        self.proposed = None;
         self.refused = self.overlay(PRIMARY_SUPER, offset, bytes).ok();
         self.ledger.summary.refused += 1;
     }
@@ -242,12 +259,14 @@ impl FileSystem {
         submitted: Instant,
         over_refusal: bool,
     ) -> Judged {
+        let copies = if kind == CommitKind::Transaction { self.super_copies(superblock) } else { Vec::new() };
         let started = Instant::now();
-        let cache = Arc::clone(&self.shared.cache);
-        let report = match kind {
-            CommitKind::Transaction => self.verifier.commit(superblock, cache.as_ref()),
-            CommitKind::Log => self.verifier.log_commit(superblock, cache.as_ref()),
+        let source = GuestWrites { shared: &self.shared };
+        let mut report = match kind {
+            CommitKind::Transaction => self.verifier.commit(superblock, &source),
+            CommitKind::Log => self.verifier.log_commit(superblock, &source),
         };
+        copies.into_iter().for_each(|violation| report.push(violation));
         let verify = started.elapsed();
         let fate = self.fate(report.verdict(), over_refusal);
         let why = report.violations.iter().filter(|found| found.severity == Severity::Error);
@@ -258,6 +277,7 @@ impl FileSystem {
             generation: report.generation,
             why: why.take(WHY_LIMIT).collect(),
         };
+        self.proposed = Some(Proposed::new(kind, &mut report));
         self.report(kind, report, verify, submitted, fate);
         if fate == Fate::Write {
             self.accept(kind);
@@ -268,6 +288,7 @@ impl FileSystem {
     /// The commit that was judged last is going to be written.
     pub fn accept(&mut self, kind: CommitKind) {
         self.verifier.settle();
+        self.guard_commit();
         if kind == CommitKind::Transaction {
             self.refused = None;
             self.publish_regions();
@@ -365,6 +386,10 @@ impl FileSystem {
         self.violations = 0;
         self.attachment += 1;
         self.publish_regions();
+        if let Some(snapshot) = self.verifier.snapshot().filter(|_| self.verifier.coverage().is_whole()) {
+            self.shared.guard.begin(snapshot);
+            self.guard_log();
+        }
         let (counts, violations, report) = match self.audit {
             AuditMode::Before => self.audit_now(geometry),
             AuditMode::Off | AuditMode::Background => {
@@ -476,6 +501,10 @@ impl FileSystem {
 
     fn detach(&mut self) {
         self.shared.regions.store(None);
+        self.shared.guard.end();
+        self.proposed = None;
+        self.copied = None;
+        self.harms.clear();
         if self.verifier.snapshot().is_some() {
             let (commits, violations) = (self.commits, self.violations);
             self.sinks.emit(&Event::Detach { fsid: self.fsid, commits, violations });

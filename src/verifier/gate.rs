@@ -90,8 +90,13 @@ impl Gate {
                 let _ = reply.send(self.control(request));
             }
             Message::Monitor(news) => self.monitor_news(news),
+            Message::Harm(incident, refused) => self.filesystem.harm(*incident, refused),
+            Message::NotFlushed(violation) => self.filesystem.not_flushed(*violation),
+            Message::SuperErased if self.paused.is_some() => self.waiting.push_back(message),
+            Message::SuperErased => self.filesystem.super_erased(),
             Message::Audited(_) if self.paused.is_some() => self.waiting.push_back(message),
             Message::Audited(audited) => self.filesystem.audited(audited),
+            Message::Interrupted => self.filesystem.guard_log(),
             Message::Connected => {
                 self.due.clear();
                 self.filesystem.connected();

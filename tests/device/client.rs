@@ -115,6 +115,14 @@ impl Queue {
         }
     }
 
+    pub fn erase(&mut self, offset: u64, len: u64, zeroes: bool) -> i32 {
+        match zeroes {
+            true => self.queue.write_zeroes(offset, len, 0, ReqFlags::empty()),
+            false => self.queue.discard(offset, len, 0, ReqFlags::empty()),
+        }
+        self.wait(1)[0].1
+    }
+
     pub fn flush(&mut self) -> i32 {
         self.submit_flush(0);
         self.wait(1)[0].1

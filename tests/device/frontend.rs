@@ -157,6 +157,12 @@ impl Frontend {
         self.reply()[12..].to_vec()
     }
 
+    pub fn set_config(&mut self, offset: u32, bytes: &[u8]) {
+        let mut body = words(&[offset, bytes.len() as u32, 0]);
+        body.extend(bytes);
+        self.tell(25, &body, &[]);
+    }
+
     pub fn tell(&mut self, code: u32, body: &[u8], fds: &[RawFd]) {
         let mut message = words(&[code, 1, body.len() as u32]);
         message.extend(body);

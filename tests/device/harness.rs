@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use btrfs_shadow::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle};
 use btrfs_shadow::image::{Image, RawImage};
-use btrfs_shadow::tap::{CopyFate, Draining, HoldDone, Tap, WritePlan};
+use btrfs_shadow::tap::{CopyFate, Draining, Erase, HoldDone, Tap, WritePlan};
 use tempfile::TempDir;
 
 /// Longer than anything here takes on a busy machine.
@@ -27,6 +27,9 @@ pub enum Event {
     Written(u64, usize),
     WriteFailed(u64, u64),
     Flushed,
+    Erases(Erase, u64, u64),
+    Erased(u64, u64),
+    Interrupted,
     Held(u64, usize),
     Draining(Draining),
 }
@@ -39,7 +42,7 @@ pub struct TestTap {
     image: Arc<dyn Image>,
     /// Held writes are answered within `hold`.
     answer_at_once: bool,
-    /// Copied writes at this offset are lost, and at the next sector panic.
+    /// Copied writes at this offset are lost, and at the next sector panic; it mustn't be erased.
     trouble: Option<u64>,
     events: Mutex<Vec<Event>>,
     held: Mutex<Vec<(u64, Vec<u8>, HoldDone)>>,
@@ -112,8 +115,26 @@ impl Tap for TestTap {
         self.record(Event::WriteFailed(offset, len));
     }
 
-    fn flushed(&self) {
+    fn flush_begins(&self) -> u64 {
+        self.events.lock().unwrap().len() as u64
+    }
+
+    fn flushed(&self, begun: u64) {
+        assert!(begun <= self.events.lock().unwrap().len() as u64);
         self.record(Event::Flushed);
+    }
+
+    fn erases(&self, kind: Erase, offset: u64, len: u64) -> bool {
+        self.record(Event::Erases(kind, offset, len));
+        self.trouble != Some(offset)
+    }
+
+    fn erased(&self, offset: u64, len: u64) {
+        self.record(Event::Erased(offset, len));
+    }
+
+    fn interrupted(&self) {
+        self.record(Event::Interrupted);
     }
 
     fn hold(&self, offset: u64, bytes: Vec<u8>, done: HoldDone) {

@@ -1,6 +1,7 @@
 //! The device, driven from outside by a vhost-user client and by a hand-made frontend.
 
 mod client;
+mod erase;
 mod frontend;
 mod harness;
 mod hostile;

@@ -14,7 +14,7 @@ pub type Masks = HashMap<u64, usize>;
 /// The masks of all subvolumes that are being deleted.
 pub fn all(forest: &Forest<'_>, problems: &mut Vec<BlockProblem>) -> Masks {
     let mut masks = Masks::new();
-    for (id, item) in &forest.snapshot.roots {
+    for (id, item) in forest.snapshot.roots.iter() {
         if let Some((key, level)) = item.drop_cursor()
             && let Err(problem) = path(forest, *id, item, key, level, &mut masks)
         {

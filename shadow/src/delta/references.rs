@@ -26,7 +26,7 @@ use crate::delta::items::ItemFaults;
 use crate::delta::masks::{self, Masks};
 use crate::delta::pairs::{self, Common, Pairs};
 use crate::edges::{self, Edge, Form, Target};
-use crate::forest::{BlockProblem, Copies, Expect, Forest, RootId};
+use crate::forest::{BlockProblem, Copies, Expect, Forest, RootId, Unsafe};
 use crate::items;
 use crate::record::{ExtentRecord, RefKey, Site};
 use crate::source::TreeBlock;
@@ -71,6 +71,8 @@ pub struct ReferenceDelta {
     pub violations: Vec<Violation>,
     /// What could not be read; where there is anything, `changes` is not all.
     pub problems: Vec<BlockProblem>,
+    /// A new block that was not flushed.
+    pub not_flushed: Option<Violation>,
     /// Tree blocks that became reachable.
     pub born: u64,
     /// Tree blocks that are no longer reachable.
@@ -372,6 +374,7 @@ impl<'a, 'r> Walk<'a, 'r> {
         };
         self.unborn.remove(&expect.bytenr);
         self.result.violations.extend(bad_copies);
+        self.check_origin(expect);
         let Some(view) = block.view() else { return };
         let record = self.new_record(expect.bytenr);
         self.check_born_record(&view.header(), record.as_deref());
@@ -407,6 +410,20 @@ impl<'a, 'r> Walk<'a, 'r> {
             self.pairs.settle(original.expect.bytenr, compared.dropped);
         } else {
             self.adds.extend(compared.shared.into_iter().map(Add::checked));
+        }
+    }
+
+    /// A block of this transaction must have been written before the super block came.
+    fn check_origin(&mut self, expect: &Expect) {
+        if expect.generation != self.inputs.new.snapshot.generation {
+            return;
+        }
+        match self.inputs.new.unsafe_copy(expect) {
+            Some(Unsafe::Missing(violation)) => self.result.violations.push(violation),
+            Some(Unsafe::NotFlushed(violation)) => {
+                self.result.not_flushed.get_or_insert(violation);
+            }
+            None => {}
         }
     }
 
@@ -648,7 +665,7 @@ pub(crate) fn root_edges(
         insert(RootId { tree: ids::ROOT_TREE, offset: 0 }, Expect::root_tree(&superblock));
         insert(RootId { tree: ids::CHUNK_TREE, offset: 0 }, Expect::chunk_tree(&superblock));
     }
-    for (id, item) in &forest.snapshot.roots {
+    for (id, item) in forest.snapshot.roots.iter() {
         if item.bytenr != 0 && holds_references(id.tree) && wanted(id, item) {
             insert(*id, Expect::root(*id, item));
         }

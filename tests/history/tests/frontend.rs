@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use btrfs_shadow::image::Image as _;
-use btrfs_shadow::tap::{CopyFate, Draining, HoldDone, Tap, WritePlan};
+use btrfs_shadow::tap::{CopyFate, Draining, Erase, HoldDone, Tap, WritePlan};
 use history::frontend::{Frontend, Gate};
 use history::rng::Rng;
 
@@ -80,8 +80,26 @@ impl Tap for Handle {
         self.0.wrong.lock().unwrap().push(format!("a write failed at {offset}"));
     }
 
-    fn flushed(&self) {
-        self.0.flushed.fetch_add(1, Ordering::SeqCst);
+    fn flush_begins(&self) -> u64 {
+        self.0.flushed.load(Ordering::SeqCst)
+    }
+
+    fn flushed(&self, begun: u64) {
+        if self.0.flushed.fetch_add(1, Ordering::SeqCst) < begun {
+            self.0.wrong.lock().unwrap().push("a flush was complete before it began".to_owned());
+        }
+    }
+
+    fn erases(&self, _: Erase, _: u64, _: u64) -> bool {
+        true
+    }
+
+    fn erased(&self, offset: u64, len: u64) {
+        let mut there = vec![1; len as usize];
+        self.0.image.read_at(&mut there, offset).unwrap();
+        if there.iter().any(|byte| *byte != 0) {
+            self.0.wrong.lock().unwrap().push(format!("erased before it was, at {offset}"));
+        }
     }
 
     fn hold(&self, offset: u64, bytes: Vec<u8>, done: HoldDone) {
@@ -99,6 +117,8 @@ impl Tap for Handle {
     fn draining(&self, _: Draining) {}
 
     fn connected(&self) {}
+
+    fn interrupted(&self) {}
 
     fn disconnected(&self) {}
 }

@@ -30,6 +30,32 @@ impl From<&Step> for Writes {
     }
 }
 
+/// What a driver is told to do.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// Write all of these, in any order.
+    Blocks(Vec<Change>),
+    /// Write this one.
+    Write(Change),
+    /// Flush.
+    Flush,
+    /// Discard this many bytes from here.
+    Discard(u64, u64),
+    /// Write this many zeros here.
+    Zeroes(u64, u64),
+}
+
+impl Writes {
+    /// A commit as a kernel makes it.
+    #[must_use]
+    pub fn ops(&self) -> Vec<Op> {
+        let mut ops = vec![Op::Blocks(self.blocks.clone()), Op::Flush];
+        ops.extend(self.supers.iter().cloned().map(Op::Write));
+        ops.push(Op::Flush);
+        ops
+    }
+}
+
 /// A running `btrfs-shadow serve --once`.
 pub struct Backend {
     child: Child,
@@ -119,13 +145,26 @@ impl Backend {
     /// When the backend fails a request or does not end.
     #[must_use]
     pub fn replay(self, commits: &[Writes], seed: u64) -> Outcome {
+        let ops: Vec<Op> = commits.iter().flat_map(Writes::ops).collect();
+        self.perform(&ops, seed)
+    }
+
+    /// Does all this, disconnects, and waits for the end.
+    ///
+    /// # Panics
+    /// When the backend fails a request or does not end.
+    #[must_use]
+    pub fn perform(self, ops: &[Op], seed: u64) -> Outcome {
         let mut rng = Rng::new(seed);
         let mut driver = self.connect();
-        for Writes { blocks, supers } in commits {
-            driver.write(blocks, &mut rng);
-            driver.flush();
-            supers.iter().for_each(|change| driver.write_one(change));
-            driver.flush();
+        for op in ops {
+            match op {
+                Op::Blocks(changes) => driver.write(changes, &mut rng),
+                Op::Write(change) => driver.write_one(change),
+                Op::Flush => driver.flush(),
+                Op::Discard(offset, len) => driver.erase(*offset, *len, false),
+                Op::Zeroes(offset, len) => driver.erase(*offset, *len, true),
+            }
         }
         drop(driver);
         self.wait()

@@ -104,6 +104,19 @@ impl Driver {
         self.end(0, PATIENCE).expect("an answer")
     }
 
+    /// Discards a range, or writes zeros to it, and waits for it.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn erase(&mut self, offset: u64, len: u64, zeroes: bool) {
+        let queue = &mut self.queues[0];
+        match zeroes {
+            true => queue.queue.write_zeroes(offset, len, 0, ReqFlags::empty()),
+            false => queue.queue.discard(offset, len, 0, ReqFlags::empty()),
+        }
+        queue.wait(1);
+    }
+
     /// Flushes.
     ///
     /// # Panics

@@ -15,6 +15,6 @@ pub mod table;
 pub mod trial;
 pub mod writes;
 
-pub use backend::{Backend, Outcome, Writes, check};
+pub use backend::{Backend, Op, Outcome, Writes, check};
 pub use history::{Change, History, Step};
 pub use recorder::{Plan, record, record_on};

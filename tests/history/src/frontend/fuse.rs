@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
 use btrfs_shadow::image::Image as _;
-use btrfs_shadow::tap::{CopyFate, Tap, WritePlan};
+use btrfs_shadow::tap::{CopyFate, Erase, Tap, WritePlan};
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen,
@@ -86,6 +86,7 @@ impl Disk {
         let mut bytes = data.to_vec();
         match (self.tap.copied(offset, &mut bytes), plan) {
             (CopyFate::Lose, _) => answer(Ok(())),
+            (CopyFate::Refuse, _) => answer(Err(io::ErrorKind::PermissionDenied.into())),
             (CopyFate::Write, WritePlan::Hold) if self.image.is_dead() => {
                 answer(Err(io::ErrorKind::Other.into()));
             }
@@ -174,9 +175,10 @@ impl Filesystem for Disk {
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let begun = self.tap.flush_begins();
         match self.image.flush() {
             Ok(()) => {
-                self.tap.flushed();
+                self.tap.flushed(begun);
                 reply.ok();
             }
             Err(_) => reply.error(Errno::EIO),
@@ -201,9 +203,11 @@ impl Filesystem for Disk {
         if mode != libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE {
             return reply.error(Errno::EOPNOTSUPP);
         }
+        if !self.tap.erases(Erase::Discard, offset, length) {
+            return reply.error(Errno::EIO);
+        }
         let result = self.image.punch(offset, length);
-        // The tap has no word for it; what the range holds is not known to it, which is true enough.
-        self.tap.write_failed(offset, length);
+        self.tap.erased(offset, length);
         match result {
             Ok(()) => reply.ok(),
             Err(_) => reply.error(Errno::EIO),

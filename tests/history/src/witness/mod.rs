@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use btrfs_shadow::capture::{PRIMARY_SUPER, SUPER_SIZE};
 use btrfs_shadow::image::Image;
-use btrfs_shadow::tap::{CopyFate, Draining, HoldDone, Tap, WritePlan};
+use btrfs_shadow::tap::{CopyFate, Draining, Erase, HoldDone, Tap, WritePlan};
 use parser::SuperBlock;
 
 pub use ear::{Ear, Heard};
@@ -149,6 +149,9 @@ impl Witness {
         };
         let totals = state.totals_of(&commit.fsid);
         totals.violations += violations.len() as u64;
+        if !violations.is_empty() && commit.verdict == "clean" {
+            return Err(format!("generation {}: violations beside the commit", commit.generation));
+        }
         totals.unverified += u64::from(commit.verdict == "unverified");
         if commit.is_log {
             totals.log_commits += 1;
@@ -286,8 +289,24 @@ impl Tap for Watched {
         self.inner.write_failed(offset, len);
     }
 
-    fn flushed(&self) {
-        self.inner.flushed();
+    fn flush_begins(&self) -> u64 {
+        self.inner.flush_begins()
+    }
+
+    fn flushed(&self, begun: u64) {
+        self.inner.flushed(begun);
+    }
+
+    fn erases(&self, kind: Erase, offset: u64, len: u64) -> bool {
+        self.inner.erases(kind, offset, len)
+    }
+
+    fn erased(&self, offset: u64, len: u64) {
+        self.inner.erased(offset, len);
+    }
+
+    fn interrupted(&self) {
+        self.inner.interrupted();
     }
 
     fn hold(&self, offset: u64, bytes: Vec<u8>, done: HoldDone) {

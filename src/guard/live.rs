@@ -1,0 +1,333 @@
+//! Which sectors of the disk the last commit needs.
+//!
+//! Two bits a sector, in pages that are made from the committed trees when they are first written to, and carried on by
+//! what each commit changes. Looking is free of locks; it is on the path of every write. A sector that a commit frees
+//! stays in use until that commit is durable.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use shadow::live::{LiveDelta, Span, Use, in_range};
+use shadow::{BlockSource, Forest, Snapshot};
+
+use super::SECTOR;
+
+/// Sectors of a page: 128 MiB.
+const PAGE_SECTORS: u64 = 32768;
+const PAGE: u64 = PAGE_SECTORS * SECTOR;
+const WORDS: usize = (PAGE_SECTORS / 64) as usize;
+
+/// The sectors that one file system needs, on one device.
+pub struct Live {
+    devid: u64,
+    pages: Box<[OnceLock<Box<Page>>]>,
+    base: Mutex<Base>,
+    /// Whether anything waits for a flush; spares the lock.
+    is_freeing: AtomicBool,
+}
+
+struct Base {
+    /// The last commit: what pages that don't exist yet are made from.
+    committed: Arc<Snapshot>,
+    /// Blocks of the running transaction's logs.
+    log: Vec<Range>,
+    /// What the last commit freed, until it is durable.
+    freeing: Vec<Range>,
+    /// The flush that makes it durable has at least this number.
+    freed_by: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Range {
+    offset: u64,
+    len: u64,
+    used: Use,
+}
+
+struct Page {
+    metadata: [AtomicU64; WORDS],
+    data: [AtomicU64; WORDS],
+}
+
+/// A sector in use that is about to be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hit {
+    /// Byte offset of the sector.
+    pub offset: u64,
+    /// What it is needed for.
+    pub used: Use,
+    /// The last commit has freed it, but isn't durable yet.
+    pub is_freed: bool,
+}
+
+impl Page {
+    fn new() -> Box<Self> {
+        let words = || std::array::from_fn(|_| AtomicU64::new(0));
+        Box::new(Page { metadata: words(), data: words() })
+    }
+
+    fn plane(&self, used: Use) -> &[AtomicU64; WORDS] {
+        match used {
+            Use::Metadata => &self.metadata,
+            Use::Data => &self.data,
+        }
+    }
+
+    fn set(&self, used: Use, sector: u64, on: bool) {
+        let bit = 1 << (sector % 64);
+        let Some(word) = self.plane(used).get((sector / 64) as usize) else { return };
+        if on {
+            word.fetch_or(bit, Ordering::Release);
+        } else {
+            word.fetch_and(!bit, Ordering::Release);
+        }
+    }
+
+    fn use_of(&self, sector: u64) -> Option<Use> {
+        let bit = 1 << (sector % 64);
+        let is_set = |used| {
+            let word = self.plane(used).get((sector / 64) as usize);
+            word.is_some_and(|word| word.load(Ordering::Acquire) & bit != 0)
+        };
+        [Use::Metadata, Use::Data].into_iter().find(|used| is_set(*used))
+    }
+
+    /// Whether any sector in the range is in use, by whole words: almost always none is.
+    fn any(&self, from: u64, to: u64) -> bool {
+        let words = (from / 64) as usize..=((to - 1) / 64) as usize;
+        words.into_iter().any(|index| {
+            let (first, last) = (index as u64 * 64, index as u64 * 64 + 64);
+            let low = from.max(first) - first;
+            let high = to.min(last) - first;
+            let mask = (u64::MAX >> (64 - (high - low))) << low;
+            let load = |plane: &[AtomicU64; WORDS]| plane.get(index).map_or(0, |w| w.load(Ordering::Acquire));
+            (load(&self.metadata) | load(&self.data)) & mask != 0
+        })
+    }
+}
+
+impl Live {
+    /// The sectors that `committed` needs of a device of `len` bytes. Nothing is read yet.
+    #[must_use]
+    pub fn new(committed: Arc<Snapshot>, len: u64) -> Self {
+        let count = usize::try_from(len.div_ceil(PAGE)).unwrap_or(0);
+        let pages = std::iter::repeat_with(OnceLock::new).take(count).collect();
+        let devid = committed.geometry.devid;
+        let base = Base { committed, log: Vec::new(), freeing: Vec::new(), freed_by: 0 };
+        Live { devid, pages, base: Mutex::new(base), is_freeing: AtomicBool::new(false) }
+    }
+
+    /// Whether any sector of `[offset, offset + len)` is in use. Takes no lock once the range has been looked at.
+    pub fn is_hit(&self, offset: u64, len: u64, source: &dyn BlockSource) -> bool {
+        pieces(offset, len).any(|(page, from, to)| self.page(page, source).is_some_and(|p| p.any(from, to)))
+    }
+
+    /// The sectors of `[offset, offset + len)` that are in use.
+    pub fn hits(&self, offset: u64, len: u64, source: &dyn BlockSource) -> Vec<Hit> {
+        let mut hits = Vec::new();
+        for (index, from, to) in pieces(offset, len) {
+            let Some(page) = self.page(index, source).filter(|page| page.any(from, to)) else { continue };
+            for sector in from..to {
+                let Some(used) = page.use_of(sector) else { continue };
+                let offset = index as u64 * PAGE + sector * SECTOR;
+                hits.push(Hit { offset, used, is_freed: false });
+            }
+        }
+        if !hits.is_empty() && self.is_freeing.load(Ordering::Acquire) {
+            let base = self.lock();
+            for hit in &mut hits {
+                hit.is_freed = base.freeing.iter().any(|range| {
+                    range.used == hit.used && (range.offset..range.offset + range.len).contains(&hit.offset)
+                });
+            }
+        }
+        hits
+    }
+
+    /// The last commit, as far as it is known here.
+    #[must_use]
+    pub fn committed(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.lock().committed)
+    }
+
+    /// A log commit was verified, which reaches the tree blocks at these addresses, each `nodesize` long.
+    pub fn log_commit(&self, blocks: &[u64]) {
+        let mut base = self.lock();
+        let nodesize = u64::from(base.committed.geometry.nodesize);
+        for &bytenr in blocks {
+            let span = Span { bytenr, len: nodesize, used: Use::Metadata };
+            let ranges = ranges(&base.committed, self.devid, span);
+            ranges.iter().for_each(|range| self.set(range, true));
+            base.log.extend(ranges);
+        }
+    }
+
+    /// A transaction is about to be committed. What it needs is in use from now on; what it freed stays so until
+    /// [`Live::durable`].
+    pub fn commit(&self, new: Arc<Snapshot>, delta: &LiveDelta) {
+        let mut base = self.lock();
+        self.free(&mut base);
+        let old = std::mem::replace(&mut base.committed, new);
+        let mut freeing = std::mem::take(&mut base.log);
+        freeing.extend(delta.dead.iter().flat_map(|span| ranges(&old, self.devid, *span)));
+        for span in &delta.live {
+            for range in ranges(&base.committed, self.devid, *span) {
+                self.set(&range, true);
+                // Rather let one overwrite pass than take a sector that is in use for a free one.
+                freeing.retain(|freed| freed.used != range.used || !overlap(freed, &range));
+            }
+        }
+        base.freeing = freeing;
+        base.freed_by = u64::MAX;
+        self.is_freeing.store(true, Ordering::Release);
+    }
+
+    /// The guest may have been reset. It knows nothing of what it freed last, nor of blocks that only earlier logs of
+    /// the transaction reached: all that is free.
+    pub fn interrupted(&self) {
+        let mut base = self.lock();
+        let log = std::mem::take(&mut base.log);
+        base.freeing.extend(log);
+        self.free(&mut base);
+    }
+
+    /// The super block of the last commit has been written. `flush` is the number of the next flush, which makes it
+    /// durable; `None` for a guest that doesn't flush: then it takes what it freed at once.
+    pub fn committed_by(&self, flush: Option<u64>) {
+        let mut base = self.lock();
+        match flush {
+            Some(number) => base.freed_by = number,
+            None => self.free(&mut base),
+        }
+    }
+
+    /// The flush with this number is complete.
+    pub fn flushed(&self, number: u64) {
+        if !self.is_freeing.load(Ordering::Acquire) {
+            return;
+        }
+        let mut base = self.lock();
+        if number >= base.freed_by {
+            self.free(&mut base);
+        }
+    }
+
+    fn free(&self, base: &mut Base) {
+        for range in std::mem::take(&mut base.freeing) {
+            self.set(&range, false);
+        }
+        self.is_freeing.store(false, Ordering::Release);
+    }
+
+    fn set(&self, range: &Range, on: bool) {
+        for (index, from, to) in pieces(range.offset, range.len) {
+            let Some(page) = self.pages.get(index).and_then(OnceLock::get) else { continue };
+            (from..to).for_each(|sector| page.set(range.used, sector, on));
+        }
+    }
+
+    fn page(&self, index: usize, source: &dyn BlockSource) -> Option<&Page> {
+        let slot = self.pages.get(index)?;
+        if let Some(page) = slot.get() {
+            return Some(page);
+        }
+        // A commit must not pass by meanwhile: what it changes would be missed.
+        let base = self.lock();
+        Some(slot.get_or_init(|| self.read_page(index, &base, source)))
+    }
+
+    fn read_page(&self, index: usize, base: &Base, source: &dyn BlockSource) -> Box<Page> {
+        let page = Page::new();
+        let (start, end) = (index as u64 * PAGE, (index as u64 + 1).saturating_mul(PAGE));
+        let put = |offset: u64, len: u64, used| {
+            let (from, to) = (offset.max(start), offset.saturating_add(len).min(end));
+            let sectors = from.saturating_sub(start) / SECTOR..to.saturating_sub(start).div_ceil(SECTOR);
+            sectors.for_each(|sector| page.set(used, sector, true));
+        };
+        let forest = Forest::new(&base.committed, source);
+        for (range, chunk) in base.committed.chunks.device_ranges(self.devid) {
+            let (offset, past) = (range.start.offset, range.start.offset.saturating_add(range.length));
+            let (from, to) = (offset.max(start), past.min(end));
+            if from >= to || chunk.flags.is_striped() {
+                continue;
+            }
+            let logical = |physical: u64| chunk.logical.saturating_add(physical - offset);
+            let found = in_range(&forest, logical(from), logical(to), |span| {
+                put(offset + (span.bytenr - chunk.logical), span.len, span.used);
+            });
+            if found.is_err() {
+                // What can't be read can't be guarded; it is reported by the commit that comes upon it.
+                return Page::new();
+            }
+        }
+        let pending = base.log.iter().chain(&base.freeing);
+        pending.for_each(|range| put(range.offset, range.len, range.used));
+        page
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Base> {
+        self.base.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn overlap(one: &Range, two: &Range) -> bool {
+    one.offset < two.offset.saturating_add(two.len) && two.offset < one.offset.saturating_add(one.len)
+}
+
+/// Where a span lies on one device. One that crosses chunks is taken apart.
+fn ranges(snapshot: &Snapshot, devid: u64, span: Span) -> Vec<Range> {
+    let mut found = Vec::new();
+    let (mut at, end) = (span.bytenr, span.bytenr.saturating_add(span.len));
+    while at < end {
+        let Some(chunk) = snapshot.chunks.chunk_at(at) else { break };
+        let len = end.min(chunk.end()) - at;
+        if let Ok(places) = snapshot.chunks.copies(at, len) {
+            let here = places.filter(|place| place.devid == devid);
+            found.extend(here.map(|place| Range { offset: place.offset, len, used: span.used }));
+        }
+        at = chunk.end();
+    }
+    found
+}
+
+/// The pages that a range touches, and the sectors in each.
+fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (usize, u64, u64)> {
+    let end = offset.saturating_add(len);
+    let pages = offset / PAGE..end.div_ceil(PAGE).max(offset / PAGE);
+    pages.filter_map(move |page| {
+        let start = page * PAGE;
+        let from = offset.max(start) - start;
+        let to = end.min(start.saturating_add(PAGE)) - start;
+        let (from, to) = (from / SECTOR, to.div_ceil(SECTOR));
+        (from < to).then(|| Some((usize::try_from(page).ok()?, from, to)))?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_cut_at_pages() {
+        let all: Vec<_> = pieces(PAGE - 4096, 8192).collect();
+        assert_eq!(all, [(0, PAGE_SECTORS - 1, PAGE_SECTORS), (1, 0, 1)]);
+        assert_eq!(pieces(512, 512).collect::<Vec<_>>(), [(0, 0, 1)]);
+        assert_eq!(pieces(4096, 0).count(), 0);
+    }
+
+    #[test]
+    fn a_page_says_what_is_set_and_nothing_else() {
+        let page = Page::new();
+        assert!(!page.any(0, PAGE_SECTORS));
+        page.set(Use::Data, 64, true);
+        page.set(Use::Metadata, 200, true);
+        assert!(page.any(64, 65) && page.any(0, 128) && page.any(65, 201));
+        assert!(!page.any(0, 64) && !page.any(65, 200) && !page.any(201, PAGE_SECTORS));
+        assert_eq!(
+            (page.use_of(64), page.use_of(200), page.use_of(65)),
+            (Some(Use::Data), Some(Use::Metadata), None)
+        );
+        page.set(Use::Data, 64, false);
+        assert!(!page.any(0, 128));
+    }
+}

@@ -1,0 +1,327 @@
+//! Faults of writes, not of what is written: live blocks overwritten, discarded, reused too early; blocks that were
+//! never written, not flushed, or differ from copy to copy. The same commits without them are clean.
+
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use parser::{ChecksumType, Header, SuperBlock};
+use replay::disk::{self, Memory};
+use replay::{Backend, Change, History, Op, Outcome, Plan, Step, Writes, record};
+use testkit::{Image, Spec};
+
+/// What the file with checksums is full of.
+const SUMMED: &[u8; 16] = b"summed file data";
+/// What the file without is.
+const PLAIN: &[u8; 16] = b"plain  file data";
+
+/// Commits that are played before the fault: enough for the guest's ways to be known.
+const BEFORE: usize = 5;
+
+const NODESIZE: usize = 16384;
+
+/// A disk, and commits that are made on it one after the other.
+struct Recorded {
+    image: Image,
+    commits: Vec<Writes>,
+}
+
+static RECORDED: LazyLock<Recorded> = LazyLock::new(|| {
+    let fill = |name: &str, text: &[u8]| {
+        let text = String::from_utf8_lossy(text).into_owned();
+        format!("yes '{text}' | tr -d '\\n' | head -c 65536 > {name}\n")
+    };
+    let prepare =
+        format!("touch plain; chattr +C plain\n{}{}sync", fill("plain", PLAIN), fill("summed", SUMMED));
+    let scripts = (0..9).map(|n| (format!("commit {n}"), format!("seq 300 > f{n}; mkdir d{n}"))).collect();
+    let spec = Spec::new("writes", "-n 16384 -m dup -d single").mounted("commit=300,nodiscard");
+    let History { base, steps, .. } = record(&Plan { spec, prepare, scripts, live: false });
+    let first = steps.iter().position(|step| step.doing.starts_with("commit")).expect("commits");
+    let (before, rest) = steps.split_at(first);
+    let file = disk::open(base.path());
+    for change in before.iter().flat_map(Step::changes) {
+        file.write_all_at(&change.bytes, change.offset).expect("the image");
+    }
+    let commits: Vec<Writes> = rest.iter().take_while(|step| step.is_single()).map(Writes::from).collect();
+    assert!(commits.len() >= BEFORE + 3, "{} commits", commits.len());
+    Recorded { image: base, commits }
+});
+
+fn ops(commits: &[Writes]) -> Vec<Op> {
+    commits.iter().flat_map(Writes::ops).collect()
+}
+
+/// The commits before the fault, the one that carries it, and those after it.
+fn parts() -> (Vec<Op>, Writes, Vec<Op>) {
+    let commits = &RECORDED.commits;
+    (ops(&commits[..BEFORE]), commits[BEFORE].clone(), ops(&commits[BEFORE + 1..]))
+}
+
+/// What is on the disk after this many commits.
+fn disk_after(commits: usize) -> Memory {
+    let mut memory = Memory::load(RECORDED.image.path());
+    for writes in &RECORDED.commits[..commits] {
+        for change in writes.blocks.iter().chain(&writes.supers) {
+            memory.set(change.offset, &change.bytes);
+        }
+    }
+    memory
+}
+
+/// A tree block that every commit replaces: the root of the root tree, of the commit with this index. Each copy.
+fn root_block(index: usize) -> Vec<Change> {
+    let writes = &RECORDED.commits[index];
+    let (root, _) = SuperBlock::parse(&writes.supers[0].bytes).unwrap().root();
+    let is_root = |change: &&Change| Header::parse(&change.bytes).is_ok_and(|header| header.bytenr() == root);
+    let copies: Vec<Change> = writes.blocks.iter().filter(is_root).cloned().collect();
+    assert_eq!(copies.len(), 2, "a root in two copies");
+    copies
+}
+
+/// The first sector of a file.
+fn data_of(text: &[u8; 16]) -> u64 {
+    let memory = disk_after(0);
+    let sectors = memory.bytes().chunks(4096).position(|sector| sector.chunks(16).all(|piece| piece == text));
+    sectors.expect("the file's data") as u64 * 4096
+}
+
+fn garbage(offset: u64, len: usize) -> Change {
+    Change { offset, bytes: vec![0x5a; len] }
+}
+
+/// Bytes of the disk.
+fn disk_len() -> u64 {
+    std::fs::metadata(RECORDED.image.path()).unwrap().len()
+}
+
+fn play(ops: &[Op]) -> Outcome {
+    play_on(&RECORDED.image.copy(), ops)
+}
+
+fn play_on(image: &Image, ops: &[Op]) -> Outcome {
+    Backend::start(Path::new(env!("CARGO_BIN_EXE_btrfs-shadow")), image.path()).perform(ops, 7)
+}
+
+#[track_caller]
+fn is_silent(ops: &[Op]) {
+    let outcome = play(ops);
+    assert!(outcome.all_violations().is_empty(), "{:#?}", outcome.all_violations());
+    assert_eq!(outcome.code, Some(0), "{outcome:#?}");
+}
+
+#[track_caller]
+fn finds(ops: &[Op], code: &str, origin: &str) {
+    let outcome = play(ops);
+    let found = outcome.all_violations();
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].code, code, "{found:#?}");
+    let event = outcome.of_kind("violation").next().unwrap();
+    assert_eq!(event["origin"], origin, "{event:#}");
+    assert_eq!(outcome.code, Some(1));
+}
+
+#[test]
+fn the_commits_themselves_are_clean() {
+    is_silent(&ops(&RECORDED.commits));
+}
+
+#[test]
+fn a_live_tree_block_is_overwritten() {
+    let (mut all, ..) = parts();
+    let block = &root_block(BEFORE - 1)[1];
+    all.push(Op::Write(garbage(block.offset + 8192, 4096)));
+    finds(&all, "write/metadata-overwritten", "write");
+}
+
+#[test]
+fn the_same_bytes_again_are_a_repair_and_free_space_may_be_written() {
+    let (mut all, ..) = parts();
+    all.extend(root_block(BEFORE - 1).into_iter().map(Op::Write));
+    let data = data_of(SUMMED);
+    all.push(Op::Write(Change { offset: data, bytes: SUMMED.repeat(256) }));
+    // The root of the commit before is free by now.
+    all.push(Op::Write(garbage(root_block(BEFORE - 2)[0].offset, NODESIZE)));
+    is_silent(&all);
+}
+
+#[test]
+fn damaged_bytes_may_be_mended() {
+    let (mut all, ..) = parts();
+    let image = RECORDED.image.copy();
+    let (data, memory) = (data_of(SUMMED), disk_after(0));
+    let (root, _) = SuperBlock::parse(memory.get(65536, 4096).unwrap()).unwrap().chunk_root();
+    let place = (0..memory.bytes().len() as u64).step_by(4096).find(|at| {
+        let block = memory.get(*at, NODESIZE);
+        block.is_some_and(|block| Header::parse(block).is_ok_and(|header| header.bytenr() == root))
+    });
+    let place = place.expect("the chunk tree's root");
+    let right = memory.get(place, NODESIZE).unwrap().to_vec();
+    // The second copy, which nobody reads while the first is good.
+    let second = (place + 4096..memory.bytes().len() as u64)
+        .step_by(4096)
+        .find(|at| memory.get(*at, NODESIZE) == Some(&right))
+        .expect("a second copy");
+    let file = disk::open(image.path());
+    file.write_all_at(&[7; 4096], second + 4096).unwrap();
+    file.write_all_at(&[7; 4096], data).unwrap();
+    all.push(Op::Write(Change { offset: second, bytes: right }));
+    all.push(Op::Write(Change { offset: data, bytes: SUMMED.repeat(256) }));
+    let outcome = play_on(&image, &all);
+    assert!(outcome.all_violations().is_empty(), "{:#?}", outcome.all_violations());
+}
+
+#[test]
+fn data_with_checksums_is_overwritten() {
+    let (mut all, ..) = parts();
+    all.push(Op::Write(garbage(data_of(SUMMED) + 512, 512)));
+    finds(&all, "write/data-overwritten", "write");
+}
+
+#[test]
+fn data_without_checksums_may_be_overwritten() {
+    let (mut all, ..) = parts();
+    all.push(Op::Write(garbage(data_of(PLAIN), 8192)));
+    all.push(Op::Zeroes(data_of(PLAIN) + 8192, 8192));
+    is_silent(&all);
+}
+
+#[test]
+fn live_blocks_are_discarded_or_zeroed() {
+    let (before, ..) = parts();
+    for (offset, len) in [
+        (root_block(BEFORE - 1)[0].offset, 16384),
+        (data_of(SUMMED), 4096),
+        (1 << 20, disk_len() - (1 << 20)),
+    ] {
+        for op in [Op::Discard(offset, len), Op::Zeroes(offset, len)] {
+            let mut all = before.clone();
+            all.push(op);
+            finds(&all, "write/discard-live", "write");
+        }
+    }
+}
+
+#[test]
+fn free_space_may_be_discarded() {
+    let (mut all, writes, _) = parts();
+    let freed = root_block(BEFORE - 2).into_iter().map(|block| Op::Discard(block.offset, NODESIZE as u64));
+    all.extend(freed);
+    all.push(Op::Zeroes(disk_len() - (1 << 20), 1 << 20));
+    all.extend(writes.ops());
+    is_silent(&all);
+}
+
+#[test]
+fn freed_space_is_used_before_that_is_durable() {
+    let (mut all, writes, _) = parts();
+    let Some((Op::Flush, unflushed)) =
+        writes.ops().split_last().map(|(last, rest)| (last.clone(), rest.to_vec()))
+    else {
+        panic!("a flush at the end")
+    };
+    all.extend(unflushed);
+    all.push(Op::Write(garbage(root_block(BEFORE - 1)[0].offset, NODESIZE)));
+    all.push(Op::Flush);
+    finds(&all, "write/reused-early", "write");
+}
+
+#[test]
+fn the_flush_before_the_super_block_is_missing() {
+    let (mut all, writes, after) = parts();
+    let flush = writes.ops().iter().position(|op| matches!(op, Op::Flush)).unwrap();
+    let mut unflushed = writes.ops();
+    unflushed.remove(flush);
+    all.extend(unflushed);
+    all.extend(after);
+    finds(&all, "write/not-flushed", "write");
+}
+
+#[test]
+fn a_block_is_written_after_the_flush() {
+    let (mut all, mut writes, after) = parts();
+    let late = writes.blocks.pop().expect("blocks");
+    all.push(Op::Blocks(writes.blocks));
+    all.push(Op::Flush);
+    all.push(Op::Write(late));
+    all.extend(writes.supers.into_iter().map(Op::Write));
+    all.push(Op::Flush);
+    all.extend(after);
+    finds(&all, "write/not-flushed", "write");
+}
+
+/// As a guest does that is mounted with nobarrier, or whose disk has no write cache; from the beginning or all of a
+/// sudden.
+#[test]
+fn a_guest_that_never_flushes_may_do_that() {
+    let unflushed = |ops: Vec<Op>| ops.into_iter().filter(|op| !matches!(op, Op::Flush));
+    is_silent(&unflushed(ops(&RECORDED.commits)).collect::<Vec<_>>());
+    let (mut all, writes, after) = parts();
+    all.extend(unflushed(writes.ops()));
+    all.push(Op::Write(garbage(root_block(BEFORE - 1)[0].offset, 4096)));
+    all.extend(unflushed(after));
+    is_silent(&all);
+}
+
+#[test]
+fn a_guest_that_begins_to_flush_has_not_forgotten_to() {
+    let unflushed = |ops: Vec<Op>| ops.into_iter().filter(|op| !matches!(op, Op::Flush));
+    let (mut all, writes, after) = parts();
+    all.extend(unflushed(writes.ops()));
+    all.extend(after);
+    is_silent(&all);
+}
+
+#[test]
+fn a_block_that_nobody_wrote_is_reached() {
+    let (mut all, mut writes, _) = parts();
+    // As if it had been there all the time: whatever it holds, the guest has not put it there.
+    let image = RECORDED.image.copy();
+    let file = disk::open(image.path());
+    let root = root_block(BEFORE);
+    root.iter().for_each(|copy| file.write_all_at(&copy.bytes, copy.offset).unwrap());
+    writes.blocks.retain(|change| !root.contains(change));
+    all.extend(writes.ops());
+    let free: Vec<Writes> = RECORDED.commits[..BEFORE].to_vec();
+    let is_free = free.iter().flat_map(|writes| &writes.blocks).all(|block| block.offset != root[0].offset);
+    assert!(is_free, "written by an earlier commit as well");
+    let outcome = play_on(&image, &all);
+    let found = outcome.all_violations();
+    assert!(found.len() == 1 && found[0].code == "write/not-written", "{found:#?}");
+}
+
+#[test]
+fn copies_of_a_block_differ() {
+    let (mut all, mut writes, _) = parts();
+    let second = &root_block(BEFORE)[1];
+    let change = writes.blocks.iter_mut().find(|change| change.offset == second.offset).unwrap();
+    // Behind the items: no rule looks there.
+    change.bytes[4000] ^= 1;
+    ChecksumType::Crc32c.seal(&mut change.bytes);
+    all.extend(writes.ops());
+    finds(&all, "write/copies-differ", "commit");
+}
+
+#[test]
+fn a_copy_of_the_super_block_is_left_out() {
+    let (mut all, mut writes, after) = parts();
+    assert!(writes.supers.len() > 1);
+    writes.supers.truncate(1);
+    all.extend(writes.ops());
+    all.extend(after);
+    finds(&all, "write/super-copies", "commit");
+}
+
+#[test]
+fn a_new_file_system_may_be_written_over_the_old_one() {
+    let (mut all, ..) = parts();
+    // mkfs discards the disk from its beginning; without that it begins with zeros there.
+    let data = data_of(SUMMED);
+    let root = root_block(BEFORE - 1)[0].offset;
+    let mut discarding = all.clone();
+    discarding.extend([Op::Discard(0, 64 << 20), Op::Discard(64 << 20, disk_len() - (64 << 20))]);
+    discarding.push(Op::Write(garbage(data, 4096)));
+    is_silent(&discarding);
+    all.push(Op::Blocks(vec![Change { offset: 65536, bytes: vec![0; 4096] }]));
+    all.push(Op::Blocks(vec![garbage(data, 4096), garbage(root, NODESIZE)]));
+    is_silent(&all);
+}
