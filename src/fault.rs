@@ -33,6 +33,8 @@ enum Tree {
     Extents,
     /// The root tree.
     Roots,
+    /// What an fsync logs.
+    Logs,
 }
 
 /// What is broken.
@@ -70,7 +72,7 @@ use Tree::{Extents, Files, Roots};
 const POINTER_SIZE: usize = 33;
 
 /// Every kind. Offsets are those of the on-disk format; what is added to the second byte of an address is a block.
-const KINDS: [Kind; 28] = [
+const KINDS: [Kind; 30] = [
     kind("extent-refs", Extents, Item(item::METADATA_ITEM, None, 0, 1)),
     kind("extent-generation", Extents, Item(item::METADATA_ITEM, None, 8, 1)),
     kind("backref-root", Extents, Item(item::METADATA_ITEM, TREE_REF, 25, 1)),
@@ -99,6 +101,8 @@ const KINDS: [Kind; 28] = [
     kind("lose-block", Files, Place::Lost),
     kind("zero-block", Files, Place::Zeros),
     kind("stale-checksum", Files, Place::Stale),
+    kind("log-lost", Tree::Logs, Place::Lost),
+    kind("log-generation", Tree::Logs, Place::Header(80, 1)),
 ];
 
 /// A fault and when to plant it.
@@ -204,6 +208,7 @@ impl FaultPlan {
             Files => ids::is_fs_tree(owner),
             Extents => owner == ids::EXTENT_TREE,
             Roots => owner == ids::ROOT_TREE,
+            Tree::Logs => owner == ids::TREE_LOG,
         };
         let is_level = (level > 0) == matches!(self.spec.kind.place, Pointer(..));
         let found = keys(block).into_iter().find(|key| self.byte(block, key).is_some());

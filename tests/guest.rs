@@ -3,6 +3,11 @@
 
 mod common;
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+
 use common::{Backend, Guest, Image};
 
 /// Size of the disks: sparse files, so it costs nothing, and the guest has room for several chunks.
@@ -140,7 +145,7 @@ fn lost_tree_block_is_reported_at_its_commit() {
 /// The refused commit never was: the guest is read-only, the image is the last good commit with all its files.
 #[test]
 fn a_refused_commit_leaves_the_last_good_one() {
-    common::reject(&["extent-refs", "lose-block", "root-address"]);
+    common::reject(&["extent-refs", "lose-block", "root-address", "log-lost"]);
 }
 
 /// A commit is paused in a guest at work, and QEMU stops the virtual machine; decided on, both go on.
@@ -192,6 +197,69 @@ fn a_paused_guest_is_stopped_and_goes_on_when_the_commit_is_resumed() {
     assert!(text.contains("no commit was refused"), "{text}");
     let fs = outcome.events.file_systems()[0];
     assert!(outcome.events.transactions(fs).last().is_some_and(|last| *last > 12));
+}
+
+/// Pauses a commit in a guest at work, then does something to QEMU, to whose monitor there is a socket and whose
+/// process id there is a file. The paused commit must be refused, and the disk sound.
+fn interrupted(options: &[&str], interrupt: impl FnOnce(&Path, &Path)) -> String {
+    let image = Image::mkfs(MIB, "");
+    let dir = tempfile::tempdir().expect("a directory");
+    let (qmp, pid) = (dir.path().join("qmp"), dir.path().join("pid"));
+    let plain = |path: &Path| path.to_str().expect("a plain path").to_owned();
+    let mut all = vec!["--once", "--plant-fault", "root-level@12", "--on-violation", "pause"];
+    all.extend(options);
+    let told = plain(&qmp);
+    if options.contains(&"--qmp") {
+        all.push(&told);
+    }
+    let backend = Backend::start(&image, &all);
+    std::thread::scope(|scope| {
+        let guest = scope.spawn(|| {
+            let socket = format!("unix:{},server=on,wait=off", plain(&qmp));
+            let guest = Guest::new("6.12", "reject");
+            guest
+                .with(&["--qemu-arg", "-qmp", "--qemu-arg", &socket])
+                .with(&["--qemu-arg", "-pidfile", "--qemu-arg", &plain(&pid)])
+                .run(&backend)
+        });
+        backend.wait_for_pause();
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        interrupt(&qmp, &pid);
+        guest.join().expect("the guest");
+    });
+    let outcome = backend.wait();
+    assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
+    let resolution = outcome.events.of_kind("resolution").next().expect("a resolution");
+    assert_eq!(resolution["policy"], "rejected");
+    image.assert_checked();
+    assert_eq!(image.generation(), 11);
+    resolution["by"].as_str().expect("a reason").to_owned()
+}
+
+/// With its virtual machine stopped because of the pause, QEMU waits for the backend, and the backend for somebody to
+/// decide: if QEMU is killed, nobody will.
+#[test]
+fn a_machine_that_is_killed_while_it_is_stopped_does_not_hang_the_backend() {
+    let by = interrupted(&["--qmp"], |_, pid| {
+        let pid = std::fs::read_to_string(pid).expect("QEMU's process id");
+        let status = Command::new("sh").args(["-c", "kill -KILL $0", pid.trim()]).status().expect("sh");
+        assert!(status.success());
+    });
+    assert_eq!(by, "the end of the virtual machine");
+}
+
+#[test]
+fn a_reset_during_a_pause_refuses_the_commit() {
+    let by = interrupted(&[], |qmp, _| {
+        let stream = UnixStream::connect(qmp).expect("QEMU's monitor");
+        let mut lines = BufReader::new(stream.try_clone().expect("a stream")).lines();
+        for command in ["qmp_capabilities", "system_reset"] {
+            lines.next().expect("a line").expect("text");
+            writeln!(&stream, "{{\"execute\":\"{command}\"}}").expect("a command");
+        }
+        lines.next().expect("a line").expect("text");
+    });
+    assert_eq!(by, "the end of a ring");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 # shellcheck shell=dash
-# Numbered files, and a transaction commit after each few, until one is refused. The guest must then be read-only. What was
+# Numbered files, an fsync and a transaction commit after each few, until one is refused. The guest must then be read-only. What was
 # committed is listed on the console ("COMMITTED" and md5sum's line), for whoever looks at the disk afterwards.
 #   ROUNDS   (40) commits at most
 # shellcheck disable=SC1091
@@ -17,6 +17,7 @@ one_round() { # ROUND
         put_bytes "/mnt/round$1/inline" 700 &&
         cp --reflink=always "/mnt/round$1/large" "/mnt/round$1/clone" &&
         touch /mnt/many/*"$1" &&
+        dd if=$POOL of=/mnt/synced bs=1024 count=8 seek="$1" conv=notrunc,fsync 2>/dev/null &&
         if [ $(($1 % 3)) -eq 0 ]; then btrfs subvolume snapshot /mnt/work "/mnt/work/snap$1" >/dev/null; fi &&
         put "/mnt/work/rewritten" 16 64 &&
         btrfs filesystem sync /mnt
@@ -26,6 +27,7 @@ make_pool
 mount_fs noatime,commit=300
 subvolume /mnt/work
 put /mnt/work/rewritten 128
+put /mnt/synced 100
 many_small_files /mnt/many 120
 commit_now
 list_committed many

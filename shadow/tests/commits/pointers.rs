@@ -101,6 +101,11 @@ fn a_damaged_log() {
         let report = rig.verifier.log_commit(&with_log(&superblock, root, 0), &rig.world.image);
         let found: Vec<_> = report.violations.iter().map(|found| (found.code, found.bytenr)).collect();
         assert_eq!((report.verdict(), found), (Verdict::Violations, vec![(code, leaf)]));
+        // Refused, it never was, and is found again.
+        rig.verifier.revoke();
+        assert_eq!(rig.verifier.snapshot().unwrap().superblock[..], superblock[..]);
+        let again = rig.verifier.log_commit(&with_log(&superblock, root, 0), &rig.world.image);
+        assert_eq!(format!("{again:?}"), format!("{report:?}"));
         rig.clean();
     }
 }
