@@ -61,6 +61,9 @@ pub struct Check {
     /// Images to check, each a file system of its own
     #[arg(value_name = "IMG", required = true)]
     pub images: Vec<PathBuf>,
+    /// Verify inodes as well: names, link counts, sizes. Reads every snapshot by itself, which takes longer
+    #[arg(long)]
+    pub inodes: bool,
     /// Print events as JSON, one object a line
     #[arg(long)]
     pub json: bool,

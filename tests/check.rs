@@ -60,6 +60,48 @@ fn the_corpus_is_judged_as_its_manifest_says() {
     assert!(judged >= 26, "only {judged} rows were judged");
 }
 
+fn check_inodes(image: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_btrfs-shadow"));
+    command.args(["check", "--json", "--inodes"]).arg(image).output().expect("btrfs-shadow runs")
+}
+
+/// Inodes of file systems that others, and kernels with and without hole extents, made.
+#[test]
+fn sound_inodes_are_passed_over_in_silence() {
+    let silent = |name: &str, image: &Path| {
+        let output = check_inodes(image);
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&output.stdout));
+    };
+    for row in corpus::rows().iter().filter(|row| row.verdict == Verdict::Clean) {
+        silent(&row.file, row.unpack().path());
+    }
+    let script = testkit::workload::mixed(12) + &testkit::workload::deep();
+    for options in ["-n 4096 -m dup", "-n 16384 -O ^no-holes -R ^free-space-tree"] {
+        silent(options, testkit::Spec::new(options, options).build(&script).path());
+    }
+}
+
+/// Inodes that `btrfs check` finds fault with, planted: each is found, and by no one who has not asked.
+#[test]
+fn damaged_inodes_are_found_where_they_are_asked_for() {
+    let script = testkit::workload::mixed(3);
+    let image = testkit::Spec::new("inodes", "-n 4096").build(&script);
+    let kinds: Vec<_> = corrupt::all().into_iter().filter(|kind| kind.is_for_inodes()).collect();
+    assert!(kinds.len() >= 6, "{} kinds", kinds.len());
+    for kind in kinds {
+        let copy = image.copy();
+        let planted = corrupt::corrupt_image(copy.path(), &kind, 1).expect("a place for the fault");
+        assert_eq!(check(copy.path()).status.code(), Some(0), "{}: {}", kind.name, planted.change);
+        let found = codes(&events(&check_inodes(copy.path())));
+        assert!(
+            planted.is_found_in(found.iter().map(String::as_str)),
+            "{}: {}: {found:?}",
+            kind.name,
+            planted.change
+        );
+    }
+}
+
 /// What is no btrfs: a clear message and exit 2, never a panic.
 #[test]
 fn what_is_no_btrfs_is_refused_with_a_reason() {

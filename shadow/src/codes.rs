@@ -254,6 +254,22 @@ codes! {
         "checksums of data that stays were removed or replaced";
     SpaceDataChecksum "space/data-checksum" Error
         "file data does not have the checksum that the checksum tree says";
+
+    // Only where `check --inodes` asks for it.
+    InodeItem "inode/no-item" Error
+        "items of an inode that has no inode item";
+    InodeLinkCount "inode/link-count" Error
+        "the link count of an inode differs from the number of its names";
+    InodeNoOrphan "inode/no-orphan-item" Error
+        "an inode without a link, and without the orphan item by which its deletion goes on";
+    InodeName "inode/name" Error
+        "a name that does not stand in all three places: directory item, directory index, inode ref";
+    InodeDirSize "inode/dir-size" Error
+        "the size of a directory is not twice the length of its names";
+    InodeBytes "inode/nbytes" Error
+        "the bytes of a file differ from the sum of its extents";
+    InodeExtents "inode/extents" Error
+        "file extents that overlap, or leave a hole where holes have extents";
 }
 
 impl Code {
@@ -275,7 +291,11 @@ mod tests {
         let names: HashSet<_> = Code::ALL.iter().map(|code| code.name()).collect();
         assert_eq!(names.len(), Code::ALL.len());
         for code in Code::ALL {
-            assert!(["ref", "write", "tree", "space", "root"].contains(&code.family()), "{}", code.name());
+            assert!(
+                ["ref", "write", "tree", "space", "root", "inode"].contains(&code.family()),
+                "{}",
+                code.name()
+            );
         }
     }
 }

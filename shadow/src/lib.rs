@@ -17,6 +17,7 @@ pub mod delta;
 pub mod edges;
 mod fold;
 pub mod forest;
+pub mod inodes;
 pub mod items;
 pub mod live;
 pub mod log_tree;

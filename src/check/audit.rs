@@ -8,7 +8,7 @@ use shadow::audit::{Collected, Explained, Scan, Table, Visitor, Walk, explain, p
 use shadow::delta::references::Residuals;
 use shadow::forest::{BlockProblem, Expect};
 use shadow::violation::Violation;
-use shadow::{BlockSource, Code, Forest, Rules, Snapshot, roots, space};
+use shadow::{BlockSource, Code, Forest, Rules, Snapshot, inodes, roots, space};
 
 use crate::check::Progress;
 
@@ -98,6 +98,25 @@ pub fn audit(snapshot: &Snapshot, source: &dyn BlockSource, progress: &dyn Progr
     report.residuals = residuals;
     report.note(problems);
     report
+}
+
+/// Verifies the inodes of all subvolumes, each by itself.
+pub fn verify_inodes(
+    snapshot: &Snapshot,
+    source: &dyn BlockSource,
+    progress: &dyn Progress,
+) -> Vec<Violation> {
+    let forest = Forest::new(snapshot, source);
+    let subvolumes = inodes::subvolumes(&forest);
+    progress.begin("inodes", subvolumes.len() as u64);
+    let found = subvolumes.into_par_iter().flat_map_iter(|(id, root)| {
+        let found = inodes::verify(&forest, id, &root);
+        progress.advance(1);
+        found
+    });
+    let found = found.collect();
+    progress.end();
+    found
 }
 
 impl AuditReport {

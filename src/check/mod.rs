@@ -14,7 +14,7 @@ use parser::superblock::{MagicKind, magic_kind};
 use shadow::attach;
 use shadow::{Coverage, Geometry, Rules, Severity};
 
-pub use audit::{AuditReport, audit};
+pub use audit::{AuditReport, audit, verify_inodes};
 pub use progress::{NoProgress, Progress, TerminalProgress};
 pub use source::ImageSource;
 
@@ -64,6 +64,9 @@ fn check_image(path: &Path, options: &Check, rules: &Rules, sinks: &mut Sinks) -
     } else {
         AuditReport::default()
     };
+    if options.inodes && coverage.is_whole() {
+        report.violations.extend(verify_inodes(&opened.snapshot, &source, progress.as_ref()));
+    }
     let fsid = Fsid(geometry.fsid);
     let generation = opened.snapshot.generation;
     sinks.emit(&Event::Attach(&Attach {

@@ -115,7 +115,7 @@ fn names_are_unique_and_families_known() {
     for (index, kind) in kinds.iter().enumerate() {
         assert!(kinds[..index].iter().all(|other| other.name != kind.name), "{}", kind.name);
         for family in kind.families() {
-            assert!(["ref", "tree", "space", "root"].contains(&family), "{}: {family}", kind.name);
+            assert!(["ref", "tree", "space", "root", "inode"].contains(&family), "{}: {family}", kind.name);
         }
         assert_eq!(corrupt::find(&kind.name).map(|found| found.name), Some(kind.name.clone()));
     }

@@ -191,10 +191,23 @@ pub(crate) fn live(mut world: World, kind: &Kind, commits: u64, most: Duration) 
     world.is_well()
 }
 
-/// Asks `btrfs check`, too, where it knows all features.
+/// The whole file system, inodes and all, as `btrfs-shadow check --inodes` looks at it.
+fn check_whole(image: &Path, superblock: &[u8]) -> Result<()> {
+    let geometry = Geometry::new(&parser::SuperBlock::parse(superblock)?)?;
+    let source = ImageSource::new(Arc::new(RawImage::open(image, true)?), &geometry);
+    let snapshot = attach::load(superblock, &source)?;
+    let report = audit(&snapshot, &source, &NoProgress);
+    let inodes = verify_inodes(&snapshot, &source, &NoProgress);
+    let found: Vec<String> = report.violations.iter().chain(&inodes).map(ToString::to_string).collect();
+    anyhow::ensure!(found.is_empty() && report.unknown.is_empty(), "check: {found:#?} {:?}", report.unknown);
+    Ok(())
+}
+
+/// Asks `check` and, where it knows all features, `btrfs check`.
 fn check(image: &Path, dir: &Path) -> Result<()> {
     let mut superblock = vec![0; parser::superblock::SIZE];
     File::open(image)?.read_exact_at(&mut superblock, parser::superblock::OFFSETS[0])?;
+    check_whole(image, &superblock)?;
     let flags = parser::SuperBlock::parse(&superblock).map_or(0, |view| view.incompat_flags());
     if flags & parser::superblock::incompat::SIMPLE_QUOTA != 0 && !knows_simple_quotas() {
         return Ok(());

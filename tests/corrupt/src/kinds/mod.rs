@@ -5,6 +5,7 @@ mod extents;
 mod files;
 mod harmless;
 mod headers;
+mod inodes;
 mod items;
 mod nodes;
 mod roots;
@@ -149,6 +150,12 @@ impl Kind {
         self.expected.iter().filter_map(|code| code.split('/').next())
     }
 
+    /// Whether only `check --inodes` can see the fault.
+    #[must_use]
+    pub fn is_for_inodes(&self) -> bool {
+        !self.expected.is_empty() && self.families().all(|family| family == "inode")
+    }
+
     /// Changes a block, at the first of its slots, in random order, that has what the kind changes.
     pub(crate) fn apply(&self, bytes: &[u8], rng: &mut Rng) -> Option<Edited> {
         match self.edit {
@@ -209,6 +216,7 @@ pub fn all() -> Vec<Kind> {
     kinds.extend(space::kinds());
     kinds.extend(headers::kinds());
     kinds.extend(items::kinds());
+    kinds.extend(inodes::kinds());
     kinds.extend(harmless::kinds());
     kinds
 }
