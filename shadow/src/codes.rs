@@ -157,7 +157,7 @@ codes! {
     TreeOrphanItem "tree/orphan-item" Error
         "an orphan item that is malformed";
     TreeCsumItem "tree/csum-item" Error
-        "a checksum item that is malformed, or overlaps the one before it in its leaf";
+        "a checksum item that is malformed: key, alignment, size";
     TreeRootRef "tree/root-ref" Error
         "a link between subvolumes that is malformed: name";
     TreeBlockGroupItem "tree/block-group-item" Error
@@ -167,7 +167,7 @@ codes! {
     TreeDevItem "tree/dev-item" Error
         "a device item that is malformed: key, device id, bytes used";
     TreeDevExtent "tree/dev-extent" Error
-        "a device extent that is malformed: owner, alignment, overlap with the one before it in its leaf";
+        "a device extent that is malformed: owner, alignment";
     TreeRaidStripe "tree/raid-stripe" Error
         "a raid stripe extent that is malformed: alignment, feature";
     TreeQgroupItem "tree/qgroup-item" Error

@@ -34,13 +34,5 @@ fn check(context: &Context<'_>, item: &Item<'_>) -> Result<(), Fault> {
     let size = context.geometry.csum.size();
     ensure(item.data.len().is_multiple_of(size), code, || {
         format!("unaligned item size for csum item, have {} should be aligned to {size}", item.data.len())
-    })?;
-    // Kernels before 5.5 log the checksums of cloned extents more than once.
-    let Some((previous, data)) = item.previous.filter(|_| !context.is_log()) else { return Ok(()) };
-    let same = (previous.objectid, previous.item_type) == (key.objectid, key.item_type);
-    let len = (data.len() / size) as u64 * context.sectorsize();
-    let end = previous.offset.saturating_add(len);
-    ensure(!same || end <= key.offset, code, || {
-        format!("csum end range ({end}) goes beyond the start range ({}) of the next csum item", key.offset)
     })
 }

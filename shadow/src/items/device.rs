@@ -43,14 +43,5 @@ fn extent(context: &Context<'_>, item: &Item<'_>) -> Result<(), Fault> {
              to {}",
             context.sectorsize()
         )
-    })?;
-    let Some((previous, data)) = item.previous else { return Ok(()) };
-    let same = (previous.objectid, previous.item_type) == (item.key.objectid, item.key.item_type);
-    let Some(before) = DevExtent::parse(data).ok().filter(|_| same) else { return Ok(()) };
-    ensure(previous.offset.saturating_add(before.length) <= start, code, || {
-        format!(
-            "dev extent overlap, prev offset {} len {} current offset {start}",
-            previous.offset, before.length
-        )
     })
 }

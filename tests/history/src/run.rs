@@ -9,14 +9,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use btrfs_shadow::capture::{Capture, CaptureShared, Message};
+use btrfs_shadow::check::{ImageSource, NoProgress, audit, verify_inodes};
 use btrfs_shadow::events::{JsonSink, Sinks};
 use btrfs_shadow::fault::{FaultPlan, FaultSpec};
-use btrfs_shadow::image::Image;
+use btrfs_shadow::image::{Image, RawImage};
 use btrfs_shadow::policy::Policy;
 use btrfs_shadow::tap::Tap;
 use btrfs_shadow::verifier::{self, AuditMode, Summary, VerifierOptions};
 
 use crossbeam_channel::Sender;
+use shadow::{Geometry, attach};
 
 use crate::frontend::{Frontend, Gate};
 use crate::ground::Host;
