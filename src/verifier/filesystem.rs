@@ -53,6 +53,8 @@ pub struct FileSystem {
     audit_running: bool,
     /// The super block that was refused last, until one is let through.
     refused: Option<Box<[u8]>>,
+    /// A copy was not written since the last super block was.
+    copy_missing: bool,
     /// What the guard must be told of the commit that was judged last.
     proposed: Option<Proposed>,
     /// The super block whose copies must be there when the next transaction is committed.
@@ -89,6 +91,7 @@ impl FileSystem {
             results,
             audit_running: false,
             refused: None,
+            copy_missing: false,
             proposed: None,
             copied: None,
             harms: HashSet::new(),
@@ -194,7 +197,12 @@ impl FileSystem {
         let written = self.image.write_at(bytes, offset);
         self.shared.cache.invalidate(offset, bytes.len() as u64);
         match &written {
-            Ok(()) => self.guard_written(),
+            Ok(()) => {
+                self.guard_written();
+                if std::mem::take(&mut self.copy_missing) {
+                    self.shared.guard.miss();
+                }
+            }
             Err(error) => {
                 self.notice(&format!("writing the super block failed: {error}"));
                 self.detach();
@@ -239,10 +247,20 @@ impl FileSystem {
     ///
     /// # Errors
     /// When the image can't be written.
-    pub fn write_copy(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    pub fn write_copy(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let written = self.image.write_at(bytes, offset);
         self.shared.cache.invalidate(offset, bytes.len() as u64);
+        if written.is_err() {
+            self.copy_missed();
+        }
         written
+    }
+
+    /// A copy was not written, which the guest has been told and lives with: it is no fault of its next commit.
+    pub fn copy_missed(&mut self) {
+        self.shared.guard.miss();
+        // It may belong to a commit that is yet to come.
+        self.copy_missing = true;
     }
 
     /// Ends it all: reports the detach, and what was seen.

@@ -128,6 +128,7 @@ impl Gate {
             self.filesystem.notice(&format!(
                 "a copy of a super block at {place} was refused: the primary one did not come"
             ));
+            self.filesystem.copy_missed();
             refuse(write);
         }
     }
@@ -242,6 +243,7 @@ impl Gate {
             self.resolve(false, by);
         }
         for (write, _) in std::mem::take(&mut self.copies) {
+            self.filesystem.copy_missed();
             refuse(write);
         }
     }
