@@ -35,7 +35,12 @@ pub fn kinds() -> Vec<Kind> {
         ("inline-extent-size", Place::FileLeaf, inline_size, &["tree/file-extent"]),
         ("csum-item-unaligned", Place::CSUM_LEAF, csum_unaligned, &["tree/csum-item"]),
         ("csum-item-half-a-sum", Place::CSUM_LEAF, csum_half, &["tree/csum-item"]),
-        ("csum-item-overlaps-the-next", Place::CSUM_LEAF, csum_overlaps, &["space/csum-overlap"]),
+        (
+            "csum-item-overlaps-the-next",
+            Place::CSUM_LEAF,
+            csum_overlaps,
+            &["space/csum-overlap", "space/csum-without-extent"],
+        ),
         ("root-item-cursor-without-level", Place::RootLeaf, cursor_without_level, &["tree/root-item"]),
         ("root-item-flags-unknown", Place::RootLeaf, root_flags, &["tree/root-item"]),
         ("root-item-snapshot-in-the-future", Place::RootLeaf, root_future, &["tree/root-item"]),
