@@ -64,6 +64,9 @@ pub struct Check {
     /// Verify inodes as well: names, link counts, sizes. Reads every snapshot by itself, which takes longer
     #[arg(long)]
     pub inodes: bool,
+    /// Read all file data that has checksums, every copy, and compare
+    #[arg(long)]
+    pub verify_data: bool,
     /// Print events as JSON, one object a line
     #[arg(long)]
     pub json: bool,
@@ -169,6 +172,9 @@ pub struct Serve {
     /// is told apart from new damage
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = AuditMode::Off)]
     pub audit: AuditMode,
+    /// Read back the file data that a commit has given checksums to, before the commit is acknowledged, and compare
+    #[arg(long)]
+    pub verify_data: bool,
     /// Write events to this file, one JSON object a line; - is standard output
     #[arg(long, value_name = "FILE")]
     pub events: Option<PathBuf>,

@@ -47,6 +47,7 @@ pub fn run(options: &Serve) -> Result<Summary> {
     let rules = Arc::new(Rules::new(&options.rules.switches));
     let verifier_options = VerifierOptions {
         shadow_memory: options.shadow_memory,
+        verify_data: options.verify_data,
         audit: options.audit,
         rules,
         disk: blk_file.display().to_string(),

@@ -11,6 +11,7 @@ use shadow::violation::Violation;
 use shadow::{BlockSource, Code, Forest, Rules, Snapshot, inodes, roots, space};
 
 use crate::check::Progress;
+use crate::check::data::DataReport;
 
 /// What a whole file system turned out to be.
 #[derive(Debug, Default)]
@@ -120,6 +121,12 @@ pub fn verify_inodes(
 }
 
 impl AuditReport {
+    /// Takes up what was found in file data.
+    pub(super) fn take_data(&mut self, found: DataReport) {
+        self.violations.extend(found.violations);
+        self.unknown.extend(found.unknown);
+    }
+
     /// Leaves what the rules leave, and says what is unverified because of them.
     pub fn judge(&mut self, rules: &Rules) {
         let found = std::mem::take(&mut self.violations);

@@ -1,6 +1,7 @@
 //! `btrfs-shadow check`: a whole image at once, read-only, on all cores; and the same for `serve --audit`.
 
 mod audit;
+mod data;
 mod progress;
 mod source;
 
@@ -12,9 +13,10 @@ use anyhow::{Context as _, Result, bail};
 use parser::SuperBlock;
 use parser::superblock::{MagicKind, magic_kind};
 use shadow::attach;
-use shadow::{Coverage, Geometry, Rules, Severity};
+use shadow::{Coverage, Forest, Geometry, Rules, Severity};
 
 pub use audit::{AuditReport, audit, verify_inodes};
+pub use data::{ImageData, verify_fresh};
 pub use progress::{NoProgress, Progress, TerminalProgress};
 pub use source::ImageSource;
 
@@ -66,6 +68,10 @@ fn check_image(path: &Path, options: &Check, rules: &Rules, sinks: &mut Sinks) -
     };
     if options.inodes && coverage.is_whole() {
         report.violations.extend(verify_inodes(&opened.snapshot, &source, progress.as_ref()));
+    }
+    if options.verify_data && coverage.is_whole() {
+        let data = ImageData::new(image.as_ref(), &geometry);
+        report.take_data(data::verify_all(Forest::new(&opened.snapshot, &source), &data, progress.as_ref()));
     }
     let fsid = Fsid(geometry.fsid);
     let generation = opened.snapshot.generation;

@@ -15,10 +15,10 @@ use parser::SuperBlock;
 use serde_json::{Value, json};
 use shadow::attach::{self, AttachError};
 use shadow::classify::ReattachReason;
-use shadow::{CommitReport, Severity, SuperChange, Verdict, Verifier, classify};
+use shadow::{BlockSource, CommitReport, Forest, Severity, SuperChange, Verdict, Verifier, classify};
 
 use crate::capture::{CaptureShared, Message, PRIMARY_SUPER, Regions, SUPER_SIZE};
-use crate::check::{AuditReport, ImageSource, NoProgress, audit};
+use crate::check::{self, AuditReport, ImageData, ImageSource, NoProgress, audit};
 use crate::events::{Attach, Commit, CommitKind, Event, Fsid, Resolution, Sinks};
 use crate::image::Image;
 use crate::policy::Policy;
@@ -46,6 +46,7 @@ pub struct FileSystem {
     violations: u64,
     fsid: Fsid,
     audit: AuditMode,
+    verify_data: bool,
     /// Which attachment this is, to tell a late audit from a current one.
     attachment: u64,
     /// Where an audit in the background sends its result.
@@ -87,6 +88,7 @@ impl FileSystem {
             violations: 0,
             fsid: Fsid::default(),
             audit: options.audit,
+            verify_data: options.verify_data,
             attachment: 0,
             results,
             audit_running: false,
@@ -281,6 +283,9 @@ impl FileSystem {
         let started = Instant::now();
         let source = GuestWrites { shared: &self.shared };
         let mut report = match kind {
+            CommitKind::Transaction if self.verify_data => {
+                commit_with_data(&mut self.verifier, superblock, &source, self.image.as_ref())
+            }
             CommitKind::Transaction => self.verifier.commit(superblock, &source),
             CommitKind::Log => self.verifier.log_commit(superblock, &source),
         };
@@ -619,6 +624,27 @@ impl FileSystem {
     pub fn notice(&mut self, message: &str) {
         self.sinks.emit(&Event::Notice { message });
     }
+}
+
+/// Verifies a commit and the file data that has checksums since.
+fn commit_with_data(
+    verifier: &mut Verifier,
+    superblock: &[u8],
+    source: &dyn BlockSource,
+    image: &dyn Image,
+) -> CommitReport {
+    let old = verifier.snapshot().cloned();
+    let mut report = verifier.commit(superblock, source);
+    if let (Some(old), Some(new)) = (&old, verifier.snapshot())
+        && verifier.coverage().is_whole()
+    {
+        let (old, new) = (Forest::new(old, source), Forest::new(new, source));
+        let data = ImageData::new(image, &new.snapshot.geometry);
+        let found = check::verify_fresh(old, new, &data);
+        found.violations.into_iter().for_each(|violation| report.push(violation));
+        report.unverified.extend(found.unknown);
+    }
+    report
 }
 
 fn reason_text(reason: ReattachReason) -> &'static str {

@@ -78,6 +78,8 @@ pub struct VerifierOptions {
     pub shadow_memory: usize,
     /// When to audit a file system that is attached.
     pub audit: AuditMode,
+    /// Whether file data is compared with its checksums.
+    pub verify_data: bool,
     /// What each rule counts for.
     pub rules: Arc<Rules>,
     /// Name of the image, for people.

@@ -149,8 +149,7 @@ fn free_space(forest: Forest<'_>, table: &Table, groups: &[Group], explained: &E
     if sweep.is_whole() { found } else { Vec::new() }
 }
 
-/// Checks checksum items as their leaves come by, in any order, from any thread. That items of one leaf overlap is
-/// told by the leaf itself.
+/// Checks checksum items as their leaves come by, in any order, from any thread.
 #[derive(Debug, Default)]
 pub struct CsumCheck {
     state: Mutex<CsumState>,
@@ -174,6 +173,7 @@ impl CsumCheck {
         let mut whole: Option<Range> = None;
         for (key, data) in leaf.items() {
             let Some(range) = covered(&key, data.len(), geometry) else { continue };
+            found.extend(whole.and_then(|before| overlap(before, range)));
             whole = Some((whole.map_or(range.0, |(start, _)| start), range.1));
             found.extend(table.without_data(range).map(without_extent));
         }

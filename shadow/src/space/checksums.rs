@@ -31,19 +31,13 @@ impl Sums {
         Some(Sums { range, item: found.clone() })
     }
 
-    /// The checksums.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        self.item.data()
-    }
-
     /// The checksums of `range`, which it covers.
-    fn of(&self, (start, end): Range, geometry: &Geometry) -> Option<&[u8]> {
+    pub(super) fn of(&self, (start, end): Range, geometry: &Geometry) -> Option<&[u8]> {
         let at = |address: u64| {
             let sector = address.checked_sub(self.range.0)? / u64::from(geometry.sectorsize.max(1));
             usize::try_from(sector).ok()?.checked_mul(geometry.csum.size())
         };
-        self.bytes().get(at(start)?..at(end)?)
+        self.item.data().get(at(start)?..at(end)?)
     }
 }
 
@@ -187,7 +181,7 @@ fn csum_tree<'a>(forest: Forest<'a>) -> Searcher<'a> {
     Searcher::new(forest, forest.snapshot.tree(ids::CSUM_TREE))
 }
 
-fn csum_key(offset: u64) -> Key {
+pub(super) fn csum_key(offset: u64) -> Key {
     Key::new(ids::EXTENT_CSUM, item::EXTENT_CSUM, offset)
 }
 
@@ -242,7 +236,10 @@ fn for_free_space(commit: &Commit<'_, '_>, ranges: &[Range]) -> Outcome {
 }
 
 /// The data extent that holds `address`.
-fn data_extent_at(items: &mut Searcher<'_>, address: u64) -> Result<Option<(u64, u64)>, BlockProblem> {
+pub(super) fn data_extent_at(
+    items: &mut Searcher<'_>,
+    address: u64,
+) -> Result<Option<(u64, u64)>, BlockProblem> {
     let Some(found) = items.at_or_before(&Key::new(address, u8::MAX, u64::MAX))? else { return Ok(None) };
     let start = found.key.objectid;
     let mut extent = None;

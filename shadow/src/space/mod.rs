@@ -11,6 +11,7 @@
 pub mod audit;
 pub mod checksums;
 pub mod commit;
+pub mod data;
 
 pub mod devices;
 pub mod explained;

@@ -9,4 +9,5 @@ mod links;
 mod mended;
 mod pointers;
 mod random;
+mod space;
 mod switched;

@@ -460,7 +460,9 @@ impl World {
             if let Some(edit) = &fault.records {
                 edit(&mut recorded);
             }
-            let bytes_used = recorded.values().map(|extent| extent.len).sum::<u64>();
+            let in_group = |bytenr: &u64| self.chunks.iter().any(|chunk| chunk.contains(*bytenr));
+            let counted = recorded.iter().filter(|(bytenr, _)| in_group(bytenr));
+            let bytes_used = counted.map(|(_, extent)| extent.len).sum::<u64>();
             let mut items = self.extent_items(&recorded);
             if let Some(edit) = &fault.extents {
                 edit(&mut items);
