@@ -51,6 +51,15 @@ fn linux_6_12_a_minute_of_mixed_work() {
     clean_run("6.12", "mixed", &["DURATION=60", "SEED=612"]);
 }
 
+/// No flushes at all, flushes after every write, discards with each commit and long after it: all of it is a guest's right.
+#[test]
+fn every_way_to_flush_and_to_discard() {
+    clean_run("6.12", "mixed", &["DURATION=12", "SEED=1", "CACHE=write through"]);
+    clean_run("6.1", "mixed", &["DURATION=12", "SEED=2", "OPTIONS=noatime,commit=2,nobarrier"]);
+    clean_run("6.12", "mixed", &["DURATION=12", "SEED=3", "OPTIONS=noatime,commit=2,discard=sync"]);
+    clean_run("6.1", "mixed", &["DURATION=12", "SEED=4", "OPTIONS=noatime,commit=2,discard=async"]);
+}
+
 #[test]
 fn log_commits_are_told_from_transactions() {
     let outcome = clean_run("6.12", "fsync", &[]);

@@ -1,10 +1,16 @@
 //! Faults of writes, not of what is written: live blocks overwritten, discarded, reused too early; blocks that were
 //! never written, not flushed, or differ from copy to copy. The same commits without them are clean.
 
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex};
 
+use btrfs_shadow::capture::{Capture, CaptureShared, Message};
+use btrfs_shadow::events::{Event, Sink, Sinks};
+use btrfs_shadow::image::{self, RawImage};
+use btrfs_shadow::tap::Tap;
+use btrfs_shadow::verifier::{self, VerifierOptions};
 use parser::{ChecksumType, Header, SuperBlock};
 use replay::disk::{self, Memory};
 use replay::{Backend, Change, History, Op, Outcome, Plan, Step, Writes, record};
@@ -324,4 +330,111 @@ fn a_new_file_system_may_be_written_over_the_old_one() {
     all.push(Op::Blocks(vec![Change { offset: 65536, bytes: vec![0; 4096] }]));
     all.push(Op::Blocks(vec![garbage(data, 4096), garbage(root, NODESIZE)]));
     is_silent(&all);
+}
+
+/// The cause that is named for what is wrong in the commit after `BEFORE` others.
+#[track_caller]
+fn cause_of(change: impl FnOnce(&mut Writes)) -> String {
+    let (mut all, mut writes, _) = parts();
+    change(&mut writes);
+    all.extend(writes.ops());
+    let outcome = play(&all);
+    let causes: Vec<_> = outcome.of_kind("violation").map(|event| event["cause"].clone()).collect();
+    assert!(!causes.is_empty() && causes.iter().all(|cause| *cause == causes[0]), "{causes:?}");
+    causes[0].as_str().unwrap_or("none").to_owned()
+}
+
+/// The block as the commit with this index wrote it, wherever that one has put it.
+fn set_root(writes: &mut Writes, edit: impl Fn(&mut Vec<u8>)) {
+    let root = root_block(BEFORE);
+    let copies = writes.blocks.iter_mut().filter(|change| root.contains(change));
+    copies.for_each(|change| edit(&mut change.bytes));
+}
+
+#[test]
+fn what_kind_of_fault_it_was() {
+    let flip = cause_of(|writes| set_root(writes, |bytes| bytes[5000] ^= 0x10));
+    assert_eq!(flip, "bit-flip");
+    let lost = cause_of(|writes| {
+        let root = root_block(BEFORE);
+        writes.blocks.retain(|change| !root.contains(change));
+    });
+    assert_eq!(lost, "lost-write");
+    let older = root_block(BEFORE - 1)[0].bytes.clone();
+    let misdirected = cause_of(|writes| set_root(writes, |bytes| bytes.clone_from(&older)));
+    assert_eq!(misdirected, "misdirected-write");
+    // The same block, a transaction older by what it says.
+    let stale = cause_of(|writes| {
+        set_root(writes, |bytes| {
+            let at = std::mem::offset_of!(parser::layout::Header, generation);
+            bytes[at] -= 1;
+            ChecksumType::Crc32c.seal(bytes);
+        });
+    });
+    assert_eq!(stale, "stale-write");
+}
+
+/// Codes of the violations that were reported, and when.
+#[derive(Clone, Default)]
+struct Codes(Arc<Mutex<Vec<(u64, String)>>>);
+
+impl Sink for Codes {
+    fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
+        if let Event::Violation { generation, violation, .. } = event {
+            self.0.lock().unwrap().push((*generation, violation.code.name().to_owned()));
+        }
+        Ok(())
+    }
+
+    fn name(&self) -> &str {
+        "codes"
+    }
+}
+
+/// A write that is still under way can't be had from outside: whatever carries it out is faster. So here the tap is told
+/// what a device would tell it.
+#[test]
+fn a_block_whose_write_is_not_complete_is_reached() {
+    let copy = RECORDED.image.copy();
+    let image: Arc<dyn image::Image> = Arc::new(RawImage::open(copy.path(), false).unwrap());
+    let shared = Arc::new(CaptureShared::new(Arc::clone(&image), 64 << 20));
+    let (sender, messages) = crossbeam_channel::unbounded();
+    let codes = Codes::default();
+    let mut sinks = Sinks::default();
+    sinks.push(Box::new(codes.clone()));
+    let tap = Capture::new(Arc::clone(&shared), sender.clone(), None);
+    let options = VerifierOptions { shadow_memory: 1 << 20, ..VerifierOptions::default() };
+    let thread =
+        verifier::spawn(Arc::clone(&image), shared, (sender.clone(), messages), sinks, options).unwrap();
+    tap.connected();
+    let late = &root_block(BEFORE)[0];
+    for writes in &RECORDED.commits[..=BEFORE] {
+        let mut pending = None;
+        for change in &writes.blocks {
+            let mut bytes = change.bytes.clone();
+            tap.copied(change.offset, &mut bytes);
+            image.write_at(&bytes, change.offset).unwrap();
+            if change == late {
+                pending = Some(bytes);
+            } else {
+                tap.written(change.offset, bytes);
+            }
+        }
+        tap.flushed(tap.flush_begins());
+        let (done, answer) = crossbeam_channel::bounded(1);
+        let answered = move |result: io::Result<()>| done.send(result.is_ok()).unwrap();
+        tap.hold(65536, writes.supers[0].bytes.clone(), Box::new(answered));
+        assert_eq!(answer.recv(), Ok(true));
+        for change in &writes.supers[1..] {
+            image.write_at(&change.bytes, change.offset).unwrap();
+        }
+        tap.flushed(tap.flush_begins());
+        if let Some(bytes) = pending {
+            tap.written(late.offset, bytes);
+        }
+    }
+    sender.send(Message::Finish).unwrap();
+    thread.join().unwrap();
+    let generation = SuperBlock::parse(&RECORDED.commits[BEFORE].supers[0].bytes).unwrap().generation();
+    assert_eq!(*codes.0.lock().unwrap(), [(generation, "write/not-completed".to_owned())]);
 }

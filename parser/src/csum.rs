@@ -84,6 +84,29 @@ impl ChecksumType {
         }
     }
 
+    /// The one bit, as byte and bit of `block`, without which its checksum would be right; `None` if there is none, or
+    /// the algorithm doesn't say. A CRC does: what a flipped bit does to it depends on the bit's place only.
+    #[must_use]
+    pub fn flipped_bit(self, block: &[u8]) -> Option<(usize, u8)> {
+        let (field, covered) = block.split_at_checked(32).filter(|_| self == ChecksumType::Crc32c)?;
+        let computed = self.compute(covered);
+        let word = |bytes: &[u8]| bytes.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        let difference = word(field) ^ word(&computed);
+        if difference.is_power_of_two() {
+            let bit = difference.trailing_zeros();
+            return Some(((bit / 8) as usize, (bit % 8) as u8));
+        }
+        // What each bit of the last byte does; then of the one before, and so on.
+        let mut effects: [u32; 8] = core::array::from_fn(|bit| advance_crc(1 << bit));
+        for byte in (0..covered.len()).rev() {
+            if let Some(bit) = effects.iter().position(|effect| *effect == difference) {
+                return Some((32 + byte, bit as u8));
+            }
+            effects = effects.map(advance_crc);
+        }
+        None
+    }
+
     /// Writes the right checksum into a block. Does nothing to one shorter than a checksum field.
     pub fn seal(self, block: &mut [u8]) {
         if let Some((field, covered)) = block.split_at_mut_checked(32) {
@@ -91,6 +114,12 @@ impl ChecksumType {
             field[..size].copy_from_slice(&self.compute(covered)[..size]);
         }
     }
+}
+
+/// A CRC-32C register after one byte of zeros.
+fn advance_crc(register: u32) -> u32 {
+    const REFLECTED: u32 = 0x82f6_3b78;
+    (0..8).fold(register, |register, _| (register >> 1) ^ if register & 1 != 0 { REFLECTED } else { 0 })
 }
 
 /// `hash_extent_data_ref`: the offset of a keyed `EXTENT_DATA_REF` item, and the order of inline ones.
@@ -119,6 +148,22 @@ pub fn extref_hash(parent: u64, name: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flipped_bit_is_found_wherever_it_is() {
+        let mut block = [0x5a; 4096];
+        ChecksumType::Crc32c.seal(&mut block);
+        assert_eq!(ChecksumType::Crc32c.flipped_bit(&block), None);
+        for (byte, bit) in [(0, 0), (3, 7), (32, 0), (33, 5), (2000, 3), (4094, 1), (4095, 7)] {
+            let mut broken = block;
+            broken[byte] ^= 1 << bit;
+            assert_eq!(ChecksumType::Crc32c.flipped_bit(&broken), Some((byte, bit)));
+            broken[1234] ^= 3;
+            assert_eq!(ChecksumType::Crc32c.flipped_bit(&broken), None);
+        }
+        assert_eq!(ChecksumType::XxHash64.flipped_bit(&block), None);
+        assert_eq!(ChecksumType::Crc32c.flipped_bit(&[1; 3]), None);
+    }
 
     #[test]
     fn known_answers() {

@@ -140,6 +140,7 @@ pub fn advance(
     links: &mut Links,
 ) -> Result<Snapshot, AttachError> {
     let mut snapshot = provisional(superblock)?;
+    snapshot.attached = old.attached;
     let chunk_root = |snapshot: &Snapshot| {
         snapshot.super_view().map(|view| (view.chunk_root(), view.chunk_root_generation()))
     };
@@ -179,6 +180,7 @@ fn provisional(superblock: &[u8]) -> Result<Snapshot, AttachError> {
         return Err(AttachError::Checksum);
     }
     Ok(Snapshot {
+        attached: view.generation(),
         superblock: view.bytes().into(),
         geometry: Geometry::new(&view)?,
         generation: view.generation(),

@@ -8,6 +8,7 @@ use parser::block::Header;
 use parser::map::{MapError, Physical};
 use parser::{ChecksumType, ChunkMap, Key, Node, RootItem, SuperBlock, Uuid, ids};
 
+use crate::cause;
 use crate::codes::Code;
 use crate::source::{BlockSource, Origin, ReadError, StructureFault, TreeBlock};
 use crate::violation::Violation;
@@ -70,6 +71,8 @@ pub struct RootId {
 /// The state that one super block commits.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
+    /// Generation of the commit that was there when the file system was opened. Blocks born since were verified.
+    pub attached: u64,
     /// The super block, all 4096 bytes.
     pub superblock: Box<[u8]>,
     /// What holds for all its blocks.
@@ -276,6 +279,11 @@ impl<'a> Forest<'a> {
                         None => good = Some(block),
                     },
                     Some(mut violation) => {
+                        let was_verified = expect.generation > self.snapshot.attached
+                            && expect.generation < self.snapshot.generation;
+                        let origin = self.source.origin(place, nodesize);
+                        violation.cause =
+                            cause::of_block(violation.code, geometry.csum, &block, origin, was_verified);
                         let Physical { devid, offset } = place;
                         let copy = index + 1;
                         violation.message += &format!(" (copy {copy}, devid {devid} physical {offset})");

@@ -10,6 +10,7 @@
 
 pub mod attach;
 pub mod audit;
+mod cause;
 pub mod classify;
 pub mod codes;
 pub mod commit;
@@ -33,6 +34,7 @@ pub mod tree;
 pub mod violation;
 
 pub use attach::{AttachError, Coverage};
+pub use cause::Cause;
 pub use classify::{SuperChange, classify};
 pub use codes::{Code, Severity};
 pub use commit::{CommitReport, Verdict, Verifier};

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::cause;
 use crate::codes::{Code, Severity};
 use crate::violation::Violation;
 
@@ -109,6 +110,7 @@ impl Rules {
     #[must_use]
     pub fn judge(&self, mut violation: Violation) -> Option<Violation> {
         violation.severity = self.severity(violation.code)?;
+        violation.cause = violation.cause.or_else(|| cause::of_violation(&violation));
         Some(violation)
     }
 }

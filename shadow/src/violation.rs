@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::cause::Cause;
 use crate::codes::{Code, Severity};
 use crate::record::RefKey;
 use crate::refverify::{BlockEntry, Step};
@@ -29,6 +30,8 @@ pub struct Violation {
     pub history: Vec<Step>,
     /// The file or subvolume concerned, where it is known.
     pub path: Option<String>,
+    /// What kind of fault it was, where that can be told.
+    pub cause: Option<Cause>,
     /// Both sides of the disagreement, for people: what the shadow holds and what the extent tree records.
     pub sides: Option<Box<Sides>>,
 }
@@ -100,6 +103,7 @@ impl Violation {
             message: message.into(),
             history: Vec::new(),
             path: None,
+            cause: None,
             sides: None,
         }
     }

@@ -4,9 +4,9 @@
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
-use shadow::Worth;
 use shadow::refverify::Step;
 use shadow::violation::Violation;
+use shadow::{Cause, Worth};
 
 use crate::events::{Attach, Commit, Event, Fsid, Sink};
 
@@ -124,6 +124,7 @@ fn violation_value(fsid: Fsid, generation: u64, origin: &str, violation: &Violat
         "found": worth_value(&violation.found),
         "message": violation.message,
         "path": violation.path,
+        "cause": violation.cause.map(Cause::name),
         "notes": notes,
         "history": violation.history.iter().map(step_value).collect::<Vec<_>>(),
     })

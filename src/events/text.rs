@@ -114,6 +114,9 @@ impl TextSink {
         if let Some(path) = &violation.path {
             writeln!(self.out, "  {path}")?;
         }
+        if let Some(cause) = violation.cause {
+            writeln!(self.out, "  {}", cause.words())?;
+        }
         let Some(sides) = &violation.sides else { return Ok(()) };
         for note in &sides.notes {
             writeln!(self.out, "  {note}")?;

@@ -5,6 +5,7 @@
 #   WORKERS  (2)
 #   SEED     (1) of the random numbers
 #   OPTIONS  mount options
+#   CACHE    "write through" or "write back": what the disk's cache is set to
 # shellcheck disable=SC1091
 . /workload/lib.sh
 : "${DURATION:=60}" "${WORKERS:=2}" "${OPTIONS:=noatime,commit=5,compress=zstd:1}"
@@ -188,6 +189,7 @@ settle_quotas() {
 
 make_pool
 quotas=
+[ -z "${CACHE:-}" ] || echo "$CACHE" >"/sys/block/${DISK##*/}/cache_type"
 before=$(generation)
 mount_fs "$OPTIONS"
 run_workers

@@ -6,9 +6,10 @@
 #
 #   MODE     (reset) or run, check
 #   SECONDS_BEFORE (6) the reset
+#   OPTIONS  mount options
 # shellcheck disable=SC1091
 . /workload/lib.sh
-: "${MODE:=reset}" "${SECONDS_BEFORE:=6}" "${BOOTS:=1}"
+: "${MODE:=reset}" "${SECONDS_BEFORE:=6}" "${BOOTS:=1}" "${OPTIONS:=noatime,commit=3}"
 
 # Content that follows from the number, so that a check needs nothing but the number.
 content() { # NUMBER
@@ -63,7 +64,7 @@ last_boot() { [ "$MODE" = check ] || { [ "$MODE" = reset ] && [ "$BOOT" -ge "$BO
 
 make_pool
 RANDOM=$((SEED + BOOT))
-mount_fs noatime,commit=3
+mount_fs "$OPTIONS"
 if [ ! -d /mnt/promised ]; then
     mkdir /mnt/promised
     subvolume /mnt/churning
