@@ -140,7 +140,7 @@ pub fn advance(
     links: &mut Links,
 ) -> Result<Snapshot, AttachError> {
     let mut snapshot = provisional(superblock)?;
-    snapshot.attached = old.attached;
+    snapshot.verified = old.verified;
     let chunk_root = |snapshot: &Snapshot| {
         snapshot.super_view().map(|view| (view.chunk_root(), view.chunk_root_generation()))
     };
@@ -180,7 +180,7 @@ fn provisional(superblock: &[u8]) -> Result<Snapshot, AttachError> {
         return Err(AttachError::Checksum);
     }
     Ok(Snapshot {
-        attached: view.generation(),
+        verified: (view.generation(), view.generation()),
         superblock: view.bytes().into(),
         geometry: Geometry::new(&view)?,
         generation: view.generation(),

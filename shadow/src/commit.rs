@@ -379,7 +379,7 @@ impl Verifier {
             report.unverified.clone_from(&self.coverage.gaps);
         }
         let mut links = Links::default();
-        let new = match attach::advance(old, superblock, source, &mut links) {
+        let mut new = match attach::advance(old, superblock, source, &mut links) {
             Ok(new) => new,
             Err(error) => return self.note_attach_error(report, error),
         };
@@ -395,6 +395,7 @@ impl Verifier {
         }
         self.known.suspects.extend(report.violations.iter().map(|found| found.bytenr));
         self.coverage = Coverage::new(&new.geometry);
+        new.verified.1 = new.generation;
         self.snapshot = Some(new);
     }
 

@@ -71,8 +71,9 @@ pub struct RootId {
 /// The state that one super block commits.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// Generation of the commit that was there when the file system was opened. Blocks born since were verified.
-    pub attached: u64,
+    /// Blocks of generations after the first of these, and up to the second, were verified when they were born: from
+    /// the commit that was there when the file system was opened to the last one that was verified.
+    pub verified: (u64, u64),
     /// The super block, all 4096 bytes.
     pub superblock: Box<[u8]>,
     /// What holds for all its blocks.
@@ -279,8 +280,8 @@ impl<'a> Forest<'a> {
                         None => good = Some(block),
                     },
                     Some(mut violation) => {
-                        let was_verified = expect.generation > self.snapshot.attached
-                            && expect.generation < self.snapshot.generation;
+                        let (attached, verified) = self.snapshot.verified;
+                        let was_verified = expect.generation > attached && expect.generation <= verified;
                         let origin = self.source.origin(place, nodesize);
                         violation.cause =
                             cause::of_block(violation.code, geometry.csum, &block, origin, was_verified);

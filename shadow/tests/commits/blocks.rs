@@ -5,7 +5,7 @@ use std::time::Instant;
 use parser::Key;
 use parser::key::item;
 use shadow::forest::RootId;
-use shadow::{Code, ReadError, Verdict};
+use shadow::{Cause, Code, ReadError, Verdict};
 
 use crate::support::*;
 
@@ -270,4 +270,20 @@ fn a_live_block_is_allocated_again() {
     let codes: Vec<_> = report.violations.iter().map(|found| (found.code, found.bytenr)).collect();
     // What the old block held is held by another tree now, and may be told of as well.
     assert!(codes.contains(&(Code::RefReallocated, bytenr)), "{:#?}", rig::messages(&report));
+}
+
+#[test]
+fn a_block_that_was_right_when_it_was_committed_is_wrong_now() {
+    let (mut rig, path) = prepare();
+    rig.clean();
+    // Its leaf is copied on write, and compared with what it was.
+    rig.world.write_file(TOP, 330, 8192, 4096);
+    let place = rig.world.places(path[2])[0];
+    let mut bytes = rig.world.image.bytes(place).expect("the leaf").to_vec();
+    bytes[4000] ^= 3;
+    rig.world.write(path[2], &bytes);
+    let report = rig.commit(&Fault::none());
+    let causes: Vec<_> =
+        report.violations.iter().map(|found| (found.code, found.bytenr, found.cause)).collect();
+    assert_eq!(causes, [(Code::TreeChecksum, path[2], Some(Cause::ChangedBehind))]);
 }
