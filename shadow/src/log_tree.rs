@@ -81,12 +81,12 @@ impl Walk<'_, '_> {
         if !self.known.blocks.insert(expect.bytenr) {
             return;
         }
-        self.report.blocks.push(expect.bytenr);
         let block = match self.forest.read(expect) {
             Ok(block) => block,
             Err(BlockProblem::Violation(violation)) => return self.report.violations.push(*violation),
             Err(BlockProblem::Unknown(reason)) => return self.report.unknown.push(reason),
         };
+        self.report.blocks.push(expect.bytenr);
         match self.forest.unsafe_copy(expect) {
             Some(Unsafe::Missing(violation)) => self.report.violations.push(violation),
             Some(Unsafe::NotFlushed(violation)) => {

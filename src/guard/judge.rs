@@ -38,7 +38,11 @@ pub fn judge_write(
 ) -> Option<Incident> {
     let judge = Judge { image, source, committed };
     let changed = hits.iter().take(LOOKED_AT).find(|hit| judge.changes(hit, offset, bytes))?;
-    Some(judge.incident(changed, "overwritten with other bytes"))
+    let mut incident = judge.incident(changed, "overwritten with other bytes");
+    if changed.used == Use::Metadata {
+        incident.violation.message += &judge.versions(changed.offset, offset, bytes);
+    }
+    Some(incident)
 }
 
 /// What erasing `len` bytes does to the sectors it hits.
@@ -78,6 +82,24 @@ impl Judge<'_> {
             return false;
         }
         old != new && self.was_right(hit)
+    }
+
+    /// What the blocks say of themselves that begin at the sector, the old and the new; nothing where none begins.
+    fn versions(&self, sector: u64, offset: u64, bytes: &[u8]) -> String {
+        let mut old = vec![0; SECTOR as usize];
+        let at = sector.checked_sub(offset).and_then(|at| bytes.get(at as usize..));
+        let (Ok(()), Some(new)) = (self.image.read_at(&mut old, sector), at) else { return String::new() };
+        let describe = |bytes: &[u8]| {
+            let header = Header::parse(bytes).ok()?;
+            (*header.fsid() == self.committed.geometry.metadata_uuid).then(|| {
+                format!("generation {} owner {}", header.generation(), header.owner().cast_signed())
+            })
+        };
+        match (describe(&old), describe(new)) {
+            (Some(old), Some(new)) => format!(" ({old} by {new})"),
+            (Some(old), None) => format!(" ({old} by what is no tree block)"),
+            _ => String::new(),
+        }
     }
 
     /// Whether the sector holds what the last commit wants there. What has been freed isn't wanted any more, but was.

@@ -227,6 +227,7 @@ fn judge_clean(history: &History, steps: &[Step], outcome: &Outcome, result: &mu
         }
     }
     if outcome.code != Some(0) || !outcome.all_violations().is_empty() {
-        result.wrong.push(format!("{}: exit {:?}: {}", history.name, outcome.code, outcome.stderr));
+        let violations = outcome.all_violations();
+        result.wrong.push(format!("{}: exit {:?}: {violations:#?} {}", history.name, outcome.code, outcome.stderr));
     }
 }

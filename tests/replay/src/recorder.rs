@@ -8,8 +8,9 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
-use parser::{ChecksumType, Header, SuperBlock, Uuid};
+use parser::{ChecksumType, Header, SuperBlock, Uuid, layout};
 use testkit::{Session, Spec};
+use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use crate::disk::{Memory, PAGE};
 use crate::history::{Change, History, SUPER_SIZE, SUPERS, Step, generation};
@@ -120,17 +121,23 @@ impl Recorder {
         }
         let mut supers = vec![Change { offset: SUPERS[0], bytes: superblock.to_vec() }];
         for offset in &SUPERS[1..] {
-            if let (Some(now), Some(before)) =
-                (self.fresh.get(*offset, SUPER_SIZE), self.known.get(*offset, SUPER_SIZE))
-                && now != before
-                && generation(now) == to
-            {
-                supers.push(Change { offset: *offset, bytes: now.to_vec() });
+            if self.known.get(*offset, SUPER_SIZE).is_some_and(|before| generation(before) > 0) {
+                supers.push(Change { offset: *offset, bytes: self.super_copy(superblock, *offset) });
             }
         }
         let step = Step { from, to, blocks, supers, doing: doing.to_owned() };
         step.apply(&mut self.known);
         self.steps.push(step);
+    }
+
+    /// The copy that goes with a primary super block. A look may come before the kernel has written it.
+    fn super_copy(&self, superblock: &[u8], offset: u64) -> Vec<u8> {
+        let mut bytes = superblock.to_vec();
+        let (mut view, _) = layout::SuperBlock::read_from_prefix(&bytes).expect("a whole super block");
+        view.bytenr = offset.into();
+        view.write_to_prefix(&mut bytes).expect("a whole super block");
+        self.csum.seal(&mut bytes);
+        bytes
     }
 
     /// Collects what differs in a range, tree blocks as a whole.
