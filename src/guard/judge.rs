@@ -91,9 +91,8 @@ impl Judge<'_> {
         let (Ok(()), Some(new)) = (self.image.read_at(&mut old, sector), at) else { return String::new() };
         let describe = |bytes: &[u8]| {
             let header = Header::parse(bytes).ok()?;
-            (*header.fsid() == self.committed.geometry.metadata_uuid).then(|| {
-                format!("generation {} owner {}", header.generation(), header.owner().cast_signed())
-            })
+            (*header.fsid() == self.committed.geometry.metadata_uuid)
+                .then(|| format!("generation {} owner {}", header.generation(), header.owner().cast_signed()))
         };
         match (describe(&old), describe(new)) {
             (Some(old), Some(new)) => format!(" ({old} by {new})"),

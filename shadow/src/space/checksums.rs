@@ -150,7 +150,10 @@ pub(crate) fn changed(commit: &mut Commit<'_, '_>) -> Outcome {
     let gone = gone.iter().map(|chunk| (chunk.logical, chunk.end()));
     let freed = union(freed.into_iter().chain(gone).collect());
     if !commit.missed {
-        found.extend(of_what_stays(commit, &subtract(&union(lost), &freed)));
+        let lost = subtract(&union(lost), &freed);
+        // An extent whose item was lost in an earlier commit is not among those that were freed.
+        let stays = subtract(&lost, &free_parts(commit, &lost)?);
+        found.extend(of_what_stays(commit, &stays));
     }
     commit.memory.catch_up();
     if !found.is_empty() {
@@ -212,6 +215,13 @@ fn overlaps(commit: &Commit<'_, '_>, items: &[Sums]) -> Outcome {
 
 /// Of sectors that have checksums since this commit, those where no data extent lies.
 fn for_free_space(commit: &Commit<'_, '_>, ranges: &[Range]) -> Outcome {
+    let unexplained = |range: &Range| !commit.explained.explains_range((0, u64::MAX), *range);
+    let free = free_parts(commit, ranges)?;
+    Ok(free.into_iter().filter(unexplained).map(without_extent).collect())
+}
+
+/// The parts of ranges where no data extent lies.
+fn free_parts(commit: &Commit<'_, '_>, ranges: &[Range]) -> Result<Vec<Range>, BlockProblem> {
     let mut items = Searcher::new(commit.new, commit.new.snapshot.tree(ids::EXTENT_TREE));
     let mut free: Vec<Range> = Vec::new();
     for &(start, end) in ranges {
@@ -231,8 +241,7 @@ fn for_free_space(commit: &Commit<'_, '_>, ranges: &[Range]) -> Outcome {
             at = next;
         }
     }
-    let unexplained = |range: &Range| !commit.explained.explains_range((0, u64::MAX), *range);
-    Ok(union(free).into_iter().filter(unexplained).map(without_extent).collect())
+    Ok(union(free))
 }
 
 /// The data extent that holds `address`.

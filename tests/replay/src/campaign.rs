@@ -228,6 +228,8 @@ fn judge_clean(history: &History, steps: &[Step], outcome: &Outcome, result: &mu
     }
     if outcome.code != Some(0) || !outcome.all_violations().is_empty() {
         let violations = outcome.all_violations();
-        result.wrong.push(format!("{}: exit {:?}: {violations:#?} {}", history.name, outcome.code, outcome.stderr));
+        result
+            .wrong
+            .push(format!("{}: exit {:?}: {violations:#?} {}", history.name, outcome.code, outcome.stderr));
     }
 }

@@ -53,6 +53,7 @@ fn main() -> ExitCode {
     let findings = campaign.run(&options.program, &trials);
     eprintln!("{} faults planted ({:?})", findings.len(), started.elapsed());
     wrong.extend(table::complaints(&findings));
+    wrong.extend(table::echoes(&findings));
     let many = findings.iter().filter(|finding| finding.online.len() > table::ONE_REPORT);
     for finding in many {
         let planted = &finding.planted;

@@ -106,27 +106,31 @@ pub fn summary(findings: &[Finding]) -> String {
 pub fn complaints(findings: &[Finding]) -> Vec<String> {
     let mut complaints = Vec::new();
     for finding in findings.iter().filter(|finding| !finding.is_for_later()) {
-        let planted = &finding.planted;
-        let mut complain = |what: &str, reported: &[Reported], detail: &str| {
-            let (kind, change) = (&planted.kind, &planted.change);
-            let reported: Vec<String> = reported
-                .iter()
-                .map(|violation| format!("{}: {}", violation.code, violation.message))
-                .collect();
-            complaints.push(format!(
-                "{kind}, {what} ({detail}) in {}: {change}\n  expected {:?}\n  reported {reported:#?}",
-                finding.place, planted.expected
-            ));
-        };
         if !finding.found_online() {
-            complain("online", &finding.online, &finding.verdict);
+            complaints.push(complaint(finding, "online", &finding.online, &finding.verdict));
         }
         if !finding.found_offline() {
-            complain("offline", &finding.offline, &format!("exit {:?}", finding.offline_code));
-        }
-        if !finding.next.is_empty() {
-            complain("next commit", &finding.next, &finding.next_verdict);
+            let detail = format!("exit {:?}", finding.offline_code);
+            complaints.push(complaint(finding, "offline", &finding.offline, &detail));
         }
     }
     complaints
+}
+
+/// Further reports of a fault that was reported, at the commit after the one that carries it.
+#[must_use]
+pub fn echoes(findings: &[Finding]) -> Vec<String> {
+    let current = findings.iter().filter(|finding| !finding.is_for_later() && !finding.next.is_empty());
+    current.map(|finding| complaint(finding, "next commit", &finding.next, &finding.next_verdict)).collect()
+}
+
+fn complaint(finding: &Finding, what: &str, reported: &[Reported], detail: &str) -> String {
+    let planted = &finding.planted;
+    let (kind, change) = (&planted.kind, &planted.change);
+    let reported: Vec<String> =
+        reported.iter().map(|violation| format!("{}: {}", violation.code, violation.message)).collect();
+    format!(
+        "{kind}, {what} ({detail}) in {}: {change}\n  expected {:?}\n  reported {reported:#?}",
+        finding.place, planted.expected
+    )
 }

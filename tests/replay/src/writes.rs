@@ -236,14 +236,16 @@ fn foreign(scene: &Scene<'_>, block: &Newborn, writes: &mut Writes) -> Option<St
     Some(format!("block {}: the UUID of another file system", block.bytenr))
 }
 
-/// Changes the primary super block; its copies are none of the verifier's business.
-fn superblock(writes: &mut Writes, edit: impl FnOnce(&mut layout::SuperBlock)) -> Option<String> {
-    let bytes = &mut writes.supers.first_mut()?.bytes;
-    let csum = SuperBlock::parse(bytes).ok()?.csum().ok()?;
-    let (mut view, _) = layout::SuperBlock::read_from_prefix(bytes).ok()?;
-    edit(&mut view);
-    view.write_to_prefix(bytes).ok()?;
-    csum.seal(bytes);
+/// Changes the super block and its copies, as a kernel does that has it wrong.
+fn superblock(writes: &mut Writes, edit: impl Fn(&mut layout::SuperBlock)) -> Option<String> {
+    for change in &mut writes.supers {
+        let bytes = &mut change.bytes;
+        let csum = SuperBlock::parse(bytes).ok()?.csum().ok()?;
+        let (mut view, _) = layout::SuperBlock::read_from_prefix(bytes).ok()?;
+        edit(&mut view);
+        view.write_to_prefix(bytes).ok()?;
+        csum.seal(bytes);
+    }
     Some("a field of the super block was changed".to_owned())
 }
 
