@@ -170,13 +170,12 @@ impl Live {
         let old = std::mem::replace(&mut base.committed, new);
         let mut freeing = std::mem::take(&mut base.log);
         freeing.extend(delta.dead.iter().flat_map(|span| ranges(&old, self.devid, *span)));
-        for span in &delta.live {
-            for range in ranges(&base.committed, self.devid, *span) {
-                self.set(&range, true);
-                // Rather let one overwrite pass than take a sector that is in use for a free one.
-                freeing.retain(|freed| freed.used != range.used || !overlap(freed, &range));
-            }
-        }
+        let live = delta.live.iter().flat_map(|span| ranges(&base.committed, self.devid, *span));
+        let mut live: Vec<Range> = live.collect();
+        live.iter().for_each(|range| self.set(range, true));
+        live.sort_unstable_by_key(|range| range.offset);
+        // In a chunk that took the place of another.
+        freeing.retain(|freed| !overlaps_any(freed, &live));
         base.freeing = freeing;
         base.freed_by = u64::MAX;
         self.is_freeing.store(true, Ordering::Release);
@@ -270,8 +269,12 @@ impl Live {
     }
 }
 
-fn overlap(one: &Range, two: &Range) -> bool {
-    one.offset < two.offset.saturating_add(two.len) && two.offset < one.offset.saturating_add(one.len)
+/// Whether a range overlaps one of those that are sorted by their offsets and don't overlap each other.
+fn overlaps_any(range: &Range, sorted: &[Range]) -> bool {
+    let end = range.offset.saturating_add(range.len);
+    let behind = sorted.partition_point(|other| other.offset < end);
+    let last = behind.checked_sub(1).and_then(|last| sorted.get(last));
+    last.is_some_and(|last| last.offset.saturating_add(last.len) > range.offset)
 }
 
 /// Where a span lies on one device. One that crosses chunks is taken apart.
@@ -306,6 +309,18 @@ fn pieces(offset: u64, len: u64) -> impl Iterator<Item = (usize, u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn overlaps_are_found_among_many() {
+        let range = |offset, len| Range { offset, len, used: Use::Data };
+        let sorted: Vec<Range> = (0..100).map(|n| range(n * 1000, 500)).collect();
+        for (offset, len, overlaps) in
+            [(0, 1, true), (499, 1, true), (500, 500, false), (400, 5000, true), (99_500, 9, false)]
+        {
+            assert_eq!(overlaps_any(&range(offset, len), &sorted), overlaps, "{offset} {len}");
+        }
+        assert!(!overlaps_any(&range(0, 10), &[]));
+    }
 
     #[test]
     fn ranges_are_cut_at_pages() {

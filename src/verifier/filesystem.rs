@@ -198,6 +198,7 @@ impl FileSystem {
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let written = self.image.write_at(bytes, offset);
         self.shared.cache.invalidate(offset, bytes.len() as u64);
+        self.shared.guard.writes().completed(offset, bytes.len() as u64);
         match &written {
             Ok(()) => {
                 self.guard_written();
@@ -252,6 +253,7 @@ impl FileSystem {
     pub fn write_copy(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let written = self.image.write_at(bytes, offset);
         self.shared.cache.invalidate(offset, bytes.len() as u64);
+        self.shared.guard.writes().completed(offset, bytes.len() as u64);
         if written.is_err() {
             self.copy_missed();
         }

@@ -17,7 +17,7 @@ one_round() { # ROUND
         put_bytes "/mnt/round$1/inline" 700 &&
         cp --reflink=always "/mnt/round$1/large" "/mnt/round$1/clone" &&
         touch /mnt/many/*"$1" &&
-        dd if=$POOL of=/mnt/synced bs=1024 count=8 seek="$1" conv=notrunc,fsync 2>/dev/null &&
+        dd if="$POOL" of=/mnt/synced bs=1024 count=8 seek="$1" conv=notrunc,fsync 2>/dev/null &&
         if [ $(($1 % 3)) -eq 0 ]; then btrfs subvolume snapshot /mnt/work "/mnt/work/snap$1" >/dev/null; fi &&
         put "/mnt/work/rewritten" 16 64 &&
         btrfs filesystem sync /mnt
