@@ -22,10 +22,10 @@ fn every_planted_fault_is_found_at_its_commit_and_no_sound_commit_is_accused() {
     let findings = campaign.run(program, &trials);
     println!("{clean} commits replayed clean; {}", table::summary(&findings));
     let complaints = table::complaints(&findings);
-    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+    assert!(complaints.misses.is_empty(), "{}", complaints.misses.join("\n"));
     let (faults, kinds) = table::counted(&findings);
-    // One bug is one report; where the places are chosen anew in each run, now and then one has an echo.
-    let echoes = table::echoes(&findings);
-    assert!(echoes.len() * 100 <= faults, "{}", echoes.join("\n"));
     assert!(faults >= 200 && kinds >= 40, "only {faults} faults of {kinds} kinds");
+    // The places are chosen anew in each run, and now and then one makes more of a fault than it is.
+    let oddities = complaints.oddities;
+    assert!(oddities.len() * 100 <= faults, "{}", oddities.join("\n"));
 }

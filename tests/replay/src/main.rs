@@ -52,8 +52,8 @@ fn main() -> ExitCode {
     });
     let findings = campaign.run(&options.program, &trials);
     eprintln!("{} faults planted ({:?})", findings.len(), started.elapsed());
-    wrong.extend(table::complaints(&findings));
-    wrong.extend(table::echoes(&findings));
+    let complaints = table::complaints(&findings);
+    wrong.extend(complaints.misses.into_iter().chain(complaints.oddities));
     let many = findings.iter().filter(|finding| finding.online.len() > table::ONE_REPORT);
     for finding in many {
         let planted = &finding.planted;

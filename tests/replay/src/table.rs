@@ -101,27 +101,42 @@ pub fn summary(findings: &[Finding]) -> String {
     )
 }
 
-/// What is not as it should be, in words: misses, wrong codes, false alarms.
+/// What is not as it should be, in words.
+#[derive(Debug, Default)]
+pub struct Complaints {
+    /// Misses, codes of another family, false alarms.
+    pub misses: Vec<String>,
+    /// Faults found by another code of the right family than was foreseen (what is wrong now may happen to be like
+    /// something else), and further reports at the commit after.
+    pub oddities: Vec<String>,
+}
+
+/// What is not as it should be.
 #[must_use]
-pub fn complaints(findings: &[Finding]) -> Vec<String> {
-    let mut complaints = Vec::new();
+pub fn complaints(findings: &[Finding]) -> Complaints {
+    let mut complaints = Complaints::default();
     for finding in findings.iter().filter(|finding| !finding.is_for_later()) {
-        if !finding.found_online() {
-            complaints.push(complaint(finding, "online", &finding.online, &finding.verdict));
+        let offline = format!("exit {:?}", finding.offline_code);
+        let sides = [
+            (finding.found_online(), "online", &finding.online, &finding.verdict),
+            (finding.found_offline(), "offline", &finding.offline, &offline),
+        ];
+        for (_, what, reported, detail) in sides.into_iter().filter(|(is_found, ..)| !is_found) {
+            let is_near = !finding.is_harmless() && reported.iter().any(|one| is_of_family(finding, one));
+            let list = if is_near { &mut complaints.oddities } else { &mut complaints.misses };
+            list.push(complaint(finding, what, reported, detail));
         }
-        if !finding.found_offline() {
-            let detail = format!("exit {:?}", finding.offline_code);
-            complaints.push(complaint(finding, "offline", &finding.offline, &detail));
+        if !finding.next.is_empty() {
+            let echo = complaint(finding, "next commit", &finding.next, &finding.next_verdict);
+            complaints.oddities.push(echo);
         }
     }
     complaints
 }
 
-/// Further reports of a fault that was reported, at the commit after the one that carries it.
-#[must_use]
-pub fn echoes(findings: &[Finding]) -> Vec<String> {
-    let current = findings.iter().filter(|finding| !finding.is_for_later() && !finding.next.is_empty());
-    current.map(|finding| complaint(finding, "next commit", &finding.next, &finding.next_verdict)).collect()
+fn is_of_family(finding: &Finding, reported: &Reported) -> bool {
+    let family = |code: &str| code.split('/').next().map(str::to_owned);
+    finding.planted.expected.iter().any(|code| family(code) == family(&reported.code))
 }
 
 fn complaint(finding: &Finding, what: &str, reported: &[Reported], detail: &str) -> String {

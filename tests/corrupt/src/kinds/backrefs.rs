@@ -7,6 +7,9 @@ use crate::backref::{Extent, Form, backrefs_of, keyed, parse_keyed, same_holder}
 use crate::edit::Leaf;
 use crate::rng::Rng;
 
+/// What is changed may be like a backref on the next leaf, which whoever changes it doesn't see.
+const TWIN: &str = "ref/duplicate-backref";
+
 /// Where a backref is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
@@ -66,22 +69,22 @@ fn changes(stored: Stored, form: Form) -> Vec<Row> {
         (
             "wrong-root",
             Change::Field(wrong_root),
-            &["ref/wrong-root", "ref/missing-backref", "ref/stale-backref"],
+            &["ref/wrong-root", "ref/missing-backref", "ref/stale-backref", TWIN],
         ),
         (
             "wrong-parent",
             Change::Field(wrong_parent),
-            &["ref/wrong-parent", "ref/missing-backref", "ref/stale-backref"],
+            &["ref/wrong-parent", "ref/missing-backref", "ref/stale-backref", TWIN],
         ),
         (
             "wrong-owner",
             Change::Field(wrong_owner),
-            &["ref/wrong-owner", "ref/missing-backref", "ref/stale-backref"],
+            &["ref/wrong-owner", "ref/missing-backref", "ref/stale-backref", TWIN],
         ),
         (
             "wrong-offset",
             Change::Field(wrong_offset),
-            &["ref/wrong-offset", "ref/missing-backref", "ref/stale-backref"],
+            &["ref/wrong-offset", "ref/missing-backref", "ref/stale-backref", TWIN],
         ),
     ];
     let fields: &[usize] = match form {
