@@ -3,6 +3,7 @@
 use blake2::Digest as _;
 
 use crate::error::ParseError;
+use crate::layout;
 
 /// `enum btrfs_csum_type`. One function for super block, tree blocks and file data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,8 +91,7 @@ impl ChecksumType {
     pub fn flipped_bit(self, block: &[u8]) -> Option<(usize, u8)> {
         let (field, covered) = block.split_at_checked(32).filter(|_| self == ChecksumType::Crc32c)?;
         let computed = self.compute(covered);
-        let word = |bytes: &[u8]| bytes.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-        let difference = word(field) ^ word(&computed);
+        let difference = layout::crc32c(field) ^ layout::crc32c(&computed);
         if difference.is_power_of_two() {
             let bit = difference.trailing_zeros();
             return Some(((bit / 8) as usize, (bit % 8) as u8));

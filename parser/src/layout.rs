@@ -415,3 +415,8 @@ where
     }
     prefix(what, bytes)
 }
+/// The CRC-32C in a checksum field; 0 in one that is too short.
+#[must_use]
+pub fn crc32c(field: &[u8]) -> u32 {
+    U32::read_from_prefix(field).map_or(0, |(sum, _)| sum.get())
+}

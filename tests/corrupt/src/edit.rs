@@ -48,8 +48,6 @@ pub struct Leaf {
     pub items: Vec<Item>,
     /// Bytes of the block.
     pub nodesize: usize,
-    /// The block as it was, its checksum right.
-    pub original: Vec<u8>,
 }
 
 impl Leaf {
@@ -57,7 +55,7 @@ impl Leaf {
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let Block::Leaf(leaf) = Block::parse(bytes).ok()? else { return None };
         let items = leaf.items().map(|(key, data)| Item { key, data: data.to_vec() }).collect();
-        Some(Leaf { header: read(bytes)?, items, nodesize: bytes.len(), original: bytes.to_vec() })
+        Some(Leaf { header: read(bytes)?, items, nodesize: bytes.len() })
     }
 
     /// Puts the leaf together; `None` when it has grown beyond the block.

@@ -22,7 +22,6 @@ pub fn kinds() -> Vec<Kind> {
     let free = |name, edit, expected| kind(name, Place::FREE_SPACE_LEAF, edit, expected);
     let device = |name, edit, expected| kind(name, Place::DEV_LEAF, edit, expected);
     let chunk = |name, edit, expected| kind(name, Place::CHUNK_LEAF, edit, expected);
-    let csum = |name, edit, expected| kind(name, Place::CSUM_LEAF, edit, expected);
     let kinds = vec![
         group(
             "block-group-used-plus-1-block",
@@ -89,7 +88,6 @@ pub fn kinds() -> Vec<Kind> {
             &["space/total-bytes"],
         ),
         chunk("data-chunk-shorter", chunk_shorter, &["space/block-group-chunk", "space/"]),
-        csum("csum-goes-on", csum_goes_on, &["space/csum-without-extent", "space/csum-overlap"]),
         Kind::new(
             "csum-for-no-extent",
             Place::CSUM_LEAF,
@@ -241,23 +239,6 @@ fn chunk_shorter(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
         chunk.length = length.unwrap_or_default().into();
     })?;
     length.map(|length| format!("chunk {}: length became {length}", item.key.offset))
-}
-
-/// Bytes of one checksum.
-fn csum_size(bytes: &[u8]) -> Option<usize> {
-    crate::checksum_type(bytes).map(parser::ChecksumType::size)
-}
-
-/// The last item of the leaf has checksums for far more than the extents behind it, or over the first of the next leaf.
-/// Checksums that go on behind the data: further than the longest preallocated extent of the tests, which may have some.
-fn csum_goes_on(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
-    let size = csum_size(&leaf.original)?;
-    let is_last = slot + 1 == leaf.items.len();
-    let room = leaf.nodesize - leaf.items.iter().map(|item| 25 + item.data.len()).sum::<usize>();
-    let more = Some(room.checked_sub(200)? / size).filter(|more| is_last && *more > 512)?;
-    let item = item_of(leaf, slot, item::EXTENT_CSUM)?;
-    item.data.resize(item.data.len() + more * size, 0x5a);
-    Some(format!("{}: {more} checksums more", item.key))
 }
 
 /// Checksums for an address that no file system of the tests has.
