@@ -184,6 +184,17 @@ fn data_with_checksums_is_overwritten() {
 }
 
 #[test]
+fn one_sector_of_many_is_overwritten_with_other_bytes() {
+    let (mut all, ..) = parts();
+    let mut bytes = disk_after(BEFORE).get(0, disk_len() as usize).unwrap().to_vec();
+    let (data, last) = (data_of(SUMMED), data_of(SUMMED) + 15 * 4096);
+    bytes[last as usize] ^= 1;
+    let range = data as usize..last as usize + 4096;
+    all.push(Op::Write(Change { offset: data, bytes: bytes[range].to_vec() }));
+    finds(&all, "write/data-overwritten", "write");
+}
+
+#[test]
 fn data_without_checksums_may_be_overwritten() {
     let (mut all, ..) = parts();
     all.push(Op::Write(garbage(data_of(PLAIN), 8192)));

@@ -11,6 +11,7 @@ use crate::delta::extents::ExtentDelta;
 use crate::delta::references::ReplacedRanges;
 use crate::forest::{BlockProblem, Forest};
 use crate::record::ExtentRecord;
+use crate::space::ranges::{subtract, union};
 use crate::tree::{Searcher, diff};
 
 /// Largest tree block there is, in bytes.
@@ -137,45 +138,8 @@ fn checksums(old: &Forest<'_>, new: &Forest<'_>, delta: &mut LiveDelta) -> Resul
         return Err(problems);
     }
     let span = |(start, end): (u64, u64)| Span { bytenr: start, len: end - start, used: Use::Data };
-    delta.dead.extend(without(&before, &now).into_iter().map(span));
-    delta.live.extend(without(&now, &before).into_iter().map(span));
+    let (before, now) = (union(before), union(now));
+    delta.dead.extend(subtract(&before, &now).into_iter().map(span));
+    delta.live.extend(subtract(&now, &before).into_iter().map(span));
     Ok(())
-}
-
-/// What is in `ranges` and not in `others`. Both are sorted by their starts.
-fn without(ranges: &[(u64, u64)], others: &[(u64, u64)]) -> Vec<(u64, u64)> {
-    let mut rest = Vec::new();
-    let mut next = 0;
-    for &(start, end) in ranges {
-        let mut at = start;
-        while others.get(next).is_some_and(|other| other.1 <= at) {
-            next += 1;
-        }
-        for &(from, to) in others.iter().skip(next).take_while(|other| other.0 < end) {
-            if at < from {
-                rest.push((at, from));
-            }
-            at = at.max(to);
-        }
-        if at < end {
-            rest.push((at, end));
-        }
-    }
-    rest
-}
-
-#[cfg(test)]
-mod tests {
-    use super::without;
-
-    #[test]
-    fn what_is_left_of_ranges() {
-        let ranges = [(0, 10), (20, 30), (40, 50)];
-        assert_eq!(without(&ranges, &[]), ranges);
-        assert_eq!(without(&ranges, &ranges), []);
-        assert_eq!(without(&ranges, &[(5, 25), (28, 45)]), [(0, 5), (25, 28), (45, 50)]);
-        assert_eq!(without(&[(0, 100)], &[(10, 20), (30, 40)]), [(0, 10), (20, 30), (40, 100)]);
-        assert_eq!(without(&[(10, 20)], &[(0, 100)]), []);
-        assert_eq!(without(&[(0, 10), (10, 20)], &[(5, 15)]), [(0, 5), (15, 20)]);
-    }
 }

@@ -16,9 +16,6 @@ use super::live::Hit;
 use crate::image::Image;
 use crate::tap::Erase;
 
-/// Sectors of one write that are looked at: one is enough to say what is wrong.
-const LOOKED_AT: usize = 64;
-
 /// A write that does harm.
 #[derive(Debug)]
 pub struct Incident {
@@ -37,7 +34,7 @@ pub fn judge_write(
     hits: &[Hit],
 ) -> Option<Incident> {
     let judge = Judge { image, source, committed };
-    let changed = hits.iter().take(LOOKED_AT).find(|hit| judge.changes(hit, offset, bytes))?;
+    let changed = hits.iter().find(|hit| judge.changes(hit, offset, bytes))?;
     let mut incident = judge.incident(changed, "overwritten with other bytes");
     if changed.used == Use::Metadata {
         incident.violation.message += &judge.versions(changed.offset, offset, bytes);
@@ -54,7 +51,7 @@ pub fn judge_erase(
     hits: &[Hit],
 ) -> Option<Incident> {
     let judge = Judge { image, source, committed };
-    let harmed = hits.iter().take(LOOKED_AT).find(|hit| judge.was_right(hit))?;
+    let harmed = hits.iter().find(|hit| judge.was_right(hit))?;
     let what = match kind {
         Erase::Discard => "discarded",
         Erase::Zeroes { .. } => "overwritten with zeros",

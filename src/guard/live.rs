@@ -163,7 +163,7 @@ impl Live {
     }
 
     /// A transaction is about to be committed. What it needs is in use from now on; what it freed stays so until
-    /// [`Live::durable`].
+    /// [`Live::flushed`].
     pub fn commit(&self, new: Arc<Snapshot>, delta: &LiveDelta) {
         let mut base = self.lock();
         self.free(&mut base);
