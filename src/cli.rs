@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use shadow::RuleSwitch;
 
 use crate::fault::FaultSpec;
+use crate::image::EngineKind;
 use crate::policy::Policy;
 use crate::verifier::AuditMode;
 
@@ -192,6 +193,17 @@ pub struct Serve {
     #[arg(long, value_name = "N", default_value_t = crate::device::DeviceOptions::default().num_queues,
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=64))]
     pub num_queues: usize,
+    /// Read and write past the page cache (O_DIRECT); what the guest doesn't align goes through it still
+    #[arg(long)]
+    pub direct_io: bool,
+    /// What moves the bytes
+    #[arg(long, value_name = "ENGINE", value_enum, default_value_t = EngineKind::Auto)]
+    pub io_engine: EngineKind,
+    /// How long a queue's thread looks for requests, at most, before it sleeps, in microseconds; how long it really is
+    /// depends on whether it is worth it. 0 is not at all
+    #[arg(long, value_name = "N", default_value_t = crate::device::limits::DEFAULT_POLL.as_micros() as u64,
+          value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    pub poll_us: u64,
     /// Serial number that the guest sees
     #[arg(long, value_name = "TEXT", default_value = "btrfs-shadow")]
     pub serial: String,

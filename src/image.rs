@@ -9,7 +9,7 @@ use std::io;
 
 use crate::engine::Engine;
 
-pub use raw::RawImage;
+pub use raw::{EngineKind, RawImage, RawOptions};
 
 /// A disk image. All operations may be called from any thread at once; offsets and lengths are in bytes.
 pub trait Image: Send + Sync {

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use shadow::Rules;
@@ -15,7 +16,7 @@ use crate::control::ControlServer;
 use crate::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle};
 use crate::events::{JsonSink, Sinks, TextSink};
 use crate::fault::FaultPlan;
-use crate::image::{Image, RawImage};
+use crate::image::{Image, RawImage, RawOptions};
 use crate::signals;
 use crate::tap::Tap;
 use crate::verifier::{self, Summary, VerifierOptions};
@@ -32,7 +33,9 @@ pub fn run(options: &Serve) -> Result<Summary> {
     let stop = StopHandle::new().context("can't make an event")?;
     // Before any thread is started, so that all of them leave the signals to one.
     signals::stop_on_signal(&stop).context("can't handle signals")?;
-    let image: Arc<dyn Image> = Arc::new(RawImage::open(blk_file, options.read_only)?);
+    let raw_options =
+        RawOptions { read_only: options.read_only, direct: options.direct_io, engine: options.io_engine };
+    let image: Arc<dyn Image> = Arc::new(RawImage::open_with(blk_file, raw_options)?);
     let sinks = sinks(options)?;
     let socket = socket(options)?;
     let shared = CaptureShared::new(Arc::clone(&image), options.capture_memory);
@@ -42,7 +45,11 @@ pub fn run(options: &Serve) -> Result<Summary> {
         options.control.as_deref().map(|path| ControlServer::start(path, sender.clone())).transpose()?;
     let fault = options.plant_fault.map(FaultPlan::new);
     let tap: Arc<dyn Tap> = Arc::new(Capture::new(Arc::clone(&shared), sender.clone(), fault));
-    let device_options = DeviceOptions { num_queues: options.num_queues, serial: options.serial.clone() };
+    let device_options = DeviceOptions {
+        num_queues: options.num_queues,
+        poll: Duration::from_micros(options.poll_us),
+        serial: options.serial.clone(),
+    };
     let mut server = Server::bind(socket, Arc::clone(&image), tap, device_options)?;
     let rules = Arc::new(Rules::new(&options.rules.switches));
     let verifier_options = VerifierOptions {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -11,13 +12,16 @@ use crate::tap::HoldDone;
 /// Answers to the held writes of one worker.
 pub(super) struct Answers {
     list: Mutex<Vec<(u64, io::Result<()>)>>,
+    /// There may be something in the list. Set after the event, so that who sees it can reset that; who is woken before
+    /// is woken again.
+    posted: AtomicBool,
     event: EventFd,
 }
 
 impl Answers {
     pub(super) fn new() -> io::Result<Arc<Self>> {
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        Ok(Arc::new(Self { list: Mutex::default(), event }))
+        Ok(Arc::new(Self { list: Mutex::default(), posted: AtomicBool::new(false), event }))
     }
 
     /// Readable when there are answers.
@@ -32,9 +36,17 @@ impl Answers {
         Box::new(move |result| answer.give(result))
     }
 
+    /// Whether there are answers; costs next to nothing.
+    pub(super) fn any(&self) -> bool {
+        self.posted.load(Ordering::Acquire)
+    }
+
     /// Moves the answers to the end of `into`, and resets the notifier.
     pub(super) fn take(&self, into: &mut Vec<(u64, io::Result<()>)>) {
         // Before the list is read, so that an answer that comes in between is announced again.
+        if !self.posted.swap(false, Ordering::AcqRel) {
+            return;
+        }
         let _ = self.event.read();
         into.append(&mut self.list.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -43,6 +55,7 @@ impl Answers {
         self.list.lock().unwrap_or_else(PoisonError::into_inner).push((token, result));
         // Fails only when the counter is full, and then it is readable.
         let _ = self.event.write(1);
+        self.posted.store(true, Ordering::Release);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Every limit of the device, and what happens at it.
 
+use std::time::Duration;
+
 /// Bytes of a sector, the unit of request offsets and lengths. Requests that aren't whole sectors fail.
 pub const SECTOR_SIZE: u64 = 512;
 
@@ -37,6 +39,10 @@ pub const MAX_HELD: usize = 128 << 20;
 
 /// Requests that are taken from a ring before completions are delivered and the stop signal is looked at.
 pub const BATCH: usize = 16;
+
+/// The longest time that a queue's thread looks for something to do before it sleeps: as long as QEMU's event loops do by
+/// default. How long it really is depends on whether it is worth it.
+pub const DEFAULT_POLL: Duration = Duration::from_micros(32);
 
 /// Log lines about one queue of one connection, for the guest's doings and for failures of ours each. Further ones are
 /// dropped: a guest must not be able to fill the log.

@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use tracing::warn;
 use vhost::vhost_user::Listener;
@@ -13,7 +14,7 @@ use vm_memory::GuestMemoryAtomic;
 use super::backend::Backend;
 use super::bridge::Bridge;
 use super::chain::Disk;
-use super::limits::{DEFAULT_QUEUES, MAX_QUEUES, SECTOR_SIZE, SERIAL_SIZE};
+use super::limits::{DEFAULT_POLL, DEFAULT_QUEUES, MAX_QUEUES, SECTOR_SIZE, SERIAL_SIZE};
 use super::session;
 use super::socket::{Bound, Socket, SocketFile, into_vhost_listener};
 use super::stop::StopHandle;
@@ -27,13 +28,15 @@ use crate::tap::Tap;
 pub struct DeviceOptions {
     /// Queues offered, 1 to [`MAX_QUEUES`]; the frontend decides how many it uses.
     pub num_queues: usize,
+    /// The longest time that a queue's thread looks for something to do before it sleeps; zero for not at all.
+    pub poll: Duration,
     /// Serial number; what exceeds [`SERIAL_SIZE`] bytes is cut off.
     pub serial: String,
 }
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        Self { num_queues: DEFAULT_QUEUES, serial: "btrfs-shadow".to_owned() }
+        Self { num_queues: DEFAULT_QUEUES, poll: DEFAULT_POLL, serial: "btrfs-shadow".to_owned() }
     }
 }
 
@@ -167,6 +170,7 @@ impl Core<'_> {
             closing: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             write_through: AtomicBool::new(false),
+            poll: self.options.poll,
         });
         let backend = Backend::new(shared, self.image.as_ref(), self.options.num_queues);
         let backend = Arc::new(backend.map_err(DeviceError::Session)?);

@@ -3,23 +3,25 @@
 //! A worker is driven by its thread; the session's main thread takes its place only to wait until nothing is in
 //! flight any more. Both do so under the worker's lock, so each step here has the queue to itself.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tracing::warn;
 use vhost_user_backend::{VringState, VringT};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+use vm_memory::{Bytes, GuestAddressSpace};
 
 use super::chain::{self, Disk, Refusal, Request};
 use super::held::Answers;
+use super::in_flight::{InFlight, Pending, Stage};
 use super::limits::{BATCH, MAX_COMPLAINTS, MAX_COPY, MAX_HELD};
+use super::poll::Poll;
 use super::stop::wait_readable;
 use super::{Memory, MemorySpace, Vring};
 use crate::engine::{Buffer, Completion, Engine, SharedSlices};
@@ -40,42 +42,8 @@ pub(super) struct Shared {
     pub(super) abandoned: AtomicBool,
     /// The guest has no flush: a write is durable before it is answered.
     pub(super) write_through: AtomicBool,
-}
-
-/// A request in flight.
-struct Pending {
-    head: u16,
-    memory: Arc<Memory>,
-    status: Option<GuestAddress>,
-    stage: Stage,
-    /// What is being erased: offsets and lengths.
-    erasing: Vec<(u64, u64)>,
-}
-
-/// What a request in flight is waiting for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// Not handed over to anything yet.
-    New,
-    Read {
-        len: u32,
-    },
-    Write {
-        offset: u64,
-        len: u64,
-    },
-    /// The tap's answer.
-    Held {
-        len: usize,
-    },
-    Flush {
-        begun: u64,
-    },
-    Erase {
-        /// Ranges that aren't completed yet.
-        left: usize,
-        failed: bool,
-    },
+    /// The longest time that a queue's thread looks for something to do before it sleeps.
+    pub(super) poll: Duration,
 }
 
 /// The state of one queue.
@@ -86,8 +54,8 @@ pub(super) struct Worker {
     answers: Arc<Answers>,
     /// Known once the ring has been used.
     vring: Option<Vring>,
-    pending: HashMap<u64, Pending>,
-    next_token: u64,
+    pending: InFlight,
+    poll: Poll,
     held_bytes: usize,
     unsignalled: bool,
     /// What the guest does wrong.
@@ -98,14 +66,15 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn new(queue: usize, shared: Arc<Shared>, engine: Box<dyn Engine>) -> io::Result<Self> {
+        let poll = shared.poll;
         Ok(Self {
             queue,
             shared,
             engine,
             answers: Answers::new()?,
             vring: None,
-            pending: HashMap::new(),
-            next_token: 0,
+            pending: InFlight::default(),
+            poll: Poll::new(poll),
             held_bytes: 0,
             unsignalled: false,
             complaints: Budget::default(),
@@ -118,12 +87,59 @@ impl Worker {
         (self.answers.notifier(), self.engine.notifier().map(|fd| fd.as_raw_fd()))
     }
 
-    /// Does everything there is to do.
+    /// Does everything there is to do, and what comes while it still looks.
     pub(super) fn run(&mut self, vring: &Vring) {
         self.vring.get_or_insert_with(|| vring.clone());
-        self.reap();
-        self.serve_ring(vring);
+        self.poll.awake();
+        self.serve(vring);
         self.signal();
+        self.poll.asleep();
+    }
+
+    fn serve(&mut self, vring: &Vring) {
+        let mut announced = false;
+        loop {
+            // Without it there is only a kick too many.
+            let _ = on_live_ring(vring, |state| state.disable_notification());
+            self.reap();
+            let taken_any = self.take_all(vring);
+            self.signal();
+            // A ring that announces requests but yields none is broken; asking again would never end.
+            if announced && !taken_any || self.must_wait(vring) {
+                return;
+            }
+            announced = false;
+            if self.look_out(vring) {
+                announced = self.ring_has_requests(vring);
+                continue;
+            }
+            match on_live_ring(vring, |state| state.enable_notification()) {
+                Some(Ok(true)) => announced = true,
+                Some(Ok(false)) | None => return,
+                Some(Err(error)) => return self.complain(format_args!("ring is not accessible: {error}")),
+            }
+        }
+    }
+
+    /// Looks for something to do for a little while: sleeping and being woken costs more. False if nothing came.
+    fn look_out(&mut self, vring: &Vring) -> bool {
+        let Some(mut look) = self.poll.begin() else { return false };
+        while look.goes_on() {
+            if self.engine.has_completions() || self.answers.any() || self.ring_has_requests(vring) {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        false
+    }
+
+    fn ring_has_requests(&self, vring: &Vring) -> bool {
+        let memory = self.shared.memory.memory();
+        let waiting = on_live_ring(vring, |state| {
+            let queue = state.get_queue();
+            queue.avail_idx(&*memory, Ordering::Acquire).is_ok_and(|index| index.0 != queue.next_avail())
+        });
+        waiting == Some(true)
     }
 
     /// Waits until nothing is in flight. The ring must have been stopped, or the session closed.
@@ -146,36 +162,25 @@ impl Worker {
         }
     }
 
-    /// Takes requests until there are none, or none may be taken.
-    fn serve_ring(&mut self, vring: &Vring) {
-        let mut announced = false;
-        loop {
-            // Without it there is only a kick too many.
-            let _ = on_live_ring(vring, |state| state.disable_notification());
-            let mut taken_any = false;
-            loop {
-                if self.shared.closing.load(Ordering::Acquire) || self.is_full(vring) {
-                    return;
-                }
-                let taken = self.take_batch(vring);
-                self.engine.submit();
-                self.reap();
-                self.signal();
-                taken_any |= taken != 0;
-                if taken < BATCH {
-                    break;
-                }
-            }
-            // A ring that announces requests but yields none is broken; asking again would never end.
-            if announced && !taken_any {
-                return;
-            }
-            match on_live_ring(vring, |state| state.enable_notification()) {
-                Some(Ok(true)) => announced = true,
-                Some(Ok(false)) | None => return,
-                Some(Err(error)) => return self.complain(format_args!("ring is not accessible: {error}")),
+    /// Takes requests until there are none, or none may be taken; whether there were any.
+    fn take_all(&mut self, vring: &Vring) -> bool {
+        let mut taken_any = false;
+        while !self.must_wait(vring) {
+            let taken = self.take_batch(vring);
+            self.engine.submit();
+            self.reap();
+            self.signal();
+            taken_any |= taken != 0;
+            if taken < BATCH {
+                break;
             }
         }
+        taken_any
+    }
+
+    /// Whether no request may be taken now.
+    fn must_wait(&self, vring: &Vring) -> bool {
+        self.shared.closing.load(Ordering::Acquire) || self.is_full(vring)
     }
 
     /// Whether the guest has to wait: for its own sake the ring can't have more requests in flight than it has
@@ -218,9 +223,7 @@ impl Worker {
                 self.answer(pending, refusal.status(), 0);
             }
             Ok(request) => {
-                let token = self.next_token;
-                self.next_token += 1;
-                self.pending.insert(token, pending);
+                let token = self.pending.insert(pending);
                 if self.guarded(|worker| worker.carry_out(token, request)).is_none() {
                     self.finish(token, IOERR, 0);
                 }
@@ -297,7 +300,7 @@ impl Worker {
         for &(offset, len) in &ranges {
             self.engine.erase(kind, offset, len, token);
         }
-        if let Some(pending) = self.pending.get_mut(&token) {
+        if let Some(pending) = self.pending.get_mut(token) {
             pending.erasing = ranges;
         }
     }
@@ -308,7 +311,7 @@ impl Worker {
         if left > 0 {
             return;
         }
-        let ranges = self.pending.get_mut(&token).map(|pending| std::mem::take(&mut pending.erasing));
+        let ranges = self.pending.get_mut(token).map(|pending| std::mem::take(&mut pending.erasing));
         for (offset, len) in ranges.unwrap_or_default() {
             self.shared.tap.erased(offset, len);
         }
@@ -340,7 +343,7 @@ impl Worker {
 
     fn completed(&mut self, completion: Completion) {
         let Completion { token, result, buffer } = completion;
-        let Some(stage) = self.pending.get(&token).map(|pending| pending.stage) else { return };
+        let Some(stage) = self.pending.get(token).map(|pending| pending.stage) else { return };
         if let Err(error) = &result {
             self.report_failure(format_args!("I/O error ({stage:?}): {error}"));
         }
@@ -372,7 +375,7 @@ impl Worker {
 
     /// The tap has answered a held write.
     fn answered(&mut self, token: u64, result: io::Result<()>) {
-        let Some(Stage::Held { len }) = self.pending.get(&token).map(|pending| pending.stage) else { return };
+        let Some(Stage::Held { len }) = self.pending.get(token).map(|pending| pending.stage) else { return };
         self.held_bytes -= len;
         self.set_stage(token, Stage::New);
         match result {
@@ -393,7 +396,7 @@ impl Worker {
     }
 
     fn set_stage(&mut self, token: u64, stage: Stage) {
-        if let Some(pending) = self.pending.get_mut(&token) {
+        if let Some(pending) = self.pending.get_mut(token) {
             pending.stage = stage;
         }
     }
@@ -401,7 +404,7 @@ impl Worker {
     /// Answers a request in flight; `len` bytes of data were written into guest memory.
     fn finish(&mut self, token: u64, status: u8, len: u32) {
         // A request that was answered after a panic may still get a completion.
-        if let Some(pending) = self.pending.remove(&token) {
+        if let Some(pending) = self.pending.remove(token) {
             if let Stage::Held { len } = pending.stage {
                 self.held_bytes -= len;
             }

@@ -3,7 +3,9 @@
 //! An engine belongs to one thread at a time. What is submitted is owned by the engine until its completion is
 //! taken, so memory cannot disappear under the kernel. Nothing here knows what the bytes mean or who asked.
 
+mod calls;
 mod sync;
+mod uring;
 
 use std::any::Any;
 use std::io;
@@ -11,6 +13,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 pub use sync::SyncEngine;
+pub use uring::{Direct, Files, UringEngine};
 
 /// Submits reads, writes and flushes and hands out their completions.
 ///
@@ -34,6 +37,9 @@ pub trait Engine: Send {
 
     /// Moves what has completed to the end of `into`, and resets the notifier.
     fn completions(&mut self, into: &mut Vec<Completion>);
+
+    /// Whether [`Self::completions`] would yield something, as far as that can be told without a system call.
+    fn has_completions(&mut self) -> bool;
 
     /// Becomes readable when there are completions. `None`: every operation is complete when `submit` returns.
     fn notifier(&self) -> Option<BorrowedFd<'_>>;
@@ -157,26 +163,4 @@ impl std::fmt::Debug for SharedSlices {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shared(pieces: Vec<Vec<u8>>) -> (SharedSlices, Arc<Vec<Vec<u8>>>) {
-        let owner = Arc::new(pieces);
-        let slices = owner
-            .iter()
-            .map(|piece| libc::iovec { iov_base: piece.as_ptr() as *mut _, iov_len: piece.len() })
-            .collect();
-        // SAFETY: the vectors live as long as the Arc, and nothing is written through the slices.
-        (unsafe { SharedSlices::new(slices, owner.clone()) }, owner)
-    }
-
-    #[test]
-    fn copies_across_pieces_and_keeps_the_owner() {
-        let (slices, owner) = shared(vec![vec![1, 2], vec![], vec![3, 4, 5]]);
-        assert_eq!(slices.len(), 5);
-        assert_eq!(slices.to_vec(), [1, 2, 3, 4, 5]);
-        assert_eq!(Arc::strong_count(&owner), 2);
-        drop(slices);
-        assert_eq!(Arc::strong_count(&owner), 1);
-    }
-}
+mod tests;

@@ -4,16 +4,44 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use tracing::warn;
+
 use super::Image;
-use crate::engine::{Engine, SyncEngine};
+use crate::engine::{Direct, Engine, Files, SyncEngine, UringEngine};
+
+/// How a raw image is read and written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RawOptions {
+    /// Nothing is written.
+    pub read_only: bool,
+    /// What the guest reads and writes goes past the page cache (O_DIRECT), as far as it is aligned.
+    pub direct: bool,
+    /// What moves the bytes.
+    pub engine: EngineKind,
+}
+
+/// What moves the bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum EngineKind {
+    /// io_uring, or plain system calls where that isn't allowed
+    #[default]
+    Auto,
+    /// io_uring
+    IoUring,
+    /// Plain system calls: preadv, pwritev, fdatasync
+    Sync,
+}
 
 /// A file or block device whose bytes are the disk's.
 pub struct RawImage {
     file: Arc<File>,
+    direct: Option<Direct>,
+    engine: EngineKind,
     len: u64,
     read_only: bool,
 }
@@ -21,6 +49,12 @@ pub struct RawImage {
 impl RawImage {
     /// Opens the image at `path`. The size is what it is now; a file that grows later is not followed.
     pub fn open(path: &Path, read_only: bool) -> io::Result<Self> {
+        Self::open_with(path, RawOptions { read_only, ..RawOptions::default() })
+    }
+
+    /// The same with options.
+    pub fn open_with(path: &Path, options: RawOptions) -> io::Result<Self> {
+        let RawOptions { read_only, engine, .. } = options;
         let explain = |error: io::Error, what: &str| {
             io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
         };
@@ -42,7 +76,13 @@ impl RawImage {
         }
         // Unlike the file's metadata, this is the size of block devices as well.
         let len = file.seek(SeekFrom::End(0)).map_err(|error| explain(error, "cannot find the size of"))?;
-        Ok(Self { file: Arc::new(file), len, read_only })
+        let direct = options.direct.then(|| open_direct(path, read_only)).transpose();
+        let direct = direct.map_err(|error| explain(error, "cannot open for direct I/O"))?;
+        if direct.is_some() && engine == EngineKind::Sync {
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "the plain engine has no direct I/O");
+            return Err(explain(error, "cannot use"));
+        }
+        Ok(Self { file: Arc::new(file), direct, engine, len, read_only })
     }
 
     fn refuse_if_read_only(&self) -> io::Result<()> {
@@ -77,8 +117,45 @@ impl Image for RawImage {
     }
 
     fn engine(&self) -> io::Result<Box<dyn Engine>> {
-        Ok(Box::new(SyncEngine::new(self.file.clone())))
+        let plain = || Ok(Box::new(SyncEngine::new(self.file.clone())) as Box<dyn Engine>);
+        if self.engine == EngineKind::Sync {
+            return plain();
+        }
+        let files = Files { cached: self.file.clone(), direct: self.direct.clone() };
+        match UringEngine::new(files) {
+            Ok(engine) => Ok(Box::new(engine)),
+            // Who asked for direct I/O wants no page cache.
+            Err(error) if self.engine == EngineKind::Auto && self.direct.is_none() => {
+                warn!(%error, "io_uring can't be used: going on with plain system calls");
+                plain()
+            }
+            Err(error) => Err(io::Error::new(error.kind(), format!("cannot use io_uring: {error}"))),
+        }
     }
+}
+
+/// A second descriptor of the image, past the page cache.
+fn open_direct(path: &Path, read_only: bool) -> io::Result<Direct> {
+    let file = OpenOptions::new().read(true).write(!read_only).custom_flags(libc::O_DIRECT).open(path)?;
+    let (memory_align, offset_align) = alignment(&file);
+    Ok(Direct { file: Arc::new(file), offset_align, memory_align })
+}
+
+/// What direct I/O wants addresses in memory, and offsets and lengths, to be multiples of.
+fn alignment(file: &File) -> (u64, u64) {
+    const SAFE: u64 = 4096;
+    // SAFETY: all zeros is a valid statx.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, the path a terminated string, and `stat` is written to only.
+    let result = unsafe {
+        libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &raw mut stat)
+    };
+    let known = result == 0 && stat.stx_mask & libc::STATX_DIOALIGN != 0;
+    let or_safe = |align: u32| match u64::from(align) {
+        align if known && align.is_power_of_two() => align,
+        _ => SAFE,
+    };
+    (or_safe(stat.stx_dio_mem_align), or_safe(stat.stx_dio_offset_align))
 }
 
 #[cfg(test)]
@@ -86,6 +163,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::engine::Buffer;
 
     fn image_of(len: u64, read_only: bool) -> (RawImage, tempfile::NamedTempFile) {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -103,6 +181,38 @@ mod tests {
         let mut bytes = [9; 8];
         image.read_at(&mut bytes, (512 << 20) + 4092).unwrap();
         assert_eq!(bytes, [1, 1, 1, 1, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn past_the_page_cache_and_through_it_at_once() {
+        let (_, file) = image_of(1 << 20, false);
+        let options = RawOptions { direct: true, engine: EngineKind::IoUring, ..RawOptions::default() };
+        let image = RawImage::open_with(file.path(), options).unwrap();
+        let mut engine = image.engine().unwrap();
+        let mut done = Vec::new();
+        let mut wait = |engine: &mut Box<dyn Engine>, count| {
+            engine.submit();
+            while done.len() < count {
+                engine.completions(&mut done);
+            }
+            std::mem::take(&mut done)
+        };
+        // One of them can't be aligned for any file system; they are written one after the other over each other.
+        for (offset, len) in [(0, 65536), (4096, 512), (8192 + 512, 1024), (12288, 100)] {
+            let fill = (len % 251) as u8;
+            engine.write_vectored(offset, Buffer::Owned(vec![fill; len]), 1);
+            assert!(wait(&mut engine, 1)[0].result.is_ok());
+            for start in [offset & !511, offset] {
+                let mut bytes = vec![0; len];
+                image.read_at(&mut bytes, start).unwrap();
+                assert!(bytes[(offset - start) as usize..].iter().all(|byte| *byte == fill));
+            }
+            engine.read_vectored(offset, Buffer::Owned(vec![0; len]), 2);
+            let Some(Buffer::Owned(bytes)) = wait(&mut engine, 1).remove(0).buffer else { panic!() };
+            assert_eq!(bytes, vec![fill; len]);
+        }
+        engine.read_vectored((1 << 20) - 4096, Buffer::Owned(vec![0; 8192]), 3);
+        assert_eq!(wait(&mut engine, 1)[0].result.as_ref().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

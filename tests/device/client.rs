@@ -85,7 +85,12 @@ impl Queue {
 
     /// Waits for `min` completions: tags and results, in the order of completion.
     pub fn wait(&mut self, min: usize) -> Vec<(usize, i32)> {
-        let mut completions: Vec<MaybeUninit<Completion>> = (0..min).map(|_| MaybeUninit::uninit()).collect();
+        self.wait_for_some(min, min)
+    }
+
+    /// Waits for `min` completions and takes up to `max`.
+    pub fn wait_for_some(&mut self, min: usize, max: usize) -> Vec<(usize, i32)> {
+        let mut completions: Vec<MaybeUninit<Completion>> = (0..max).map(|_| MaybeUninit::uninit()).collect();
         let mut timeout = PATIENCE;
         let count = self.queue.do_io(&mut completions, min, Some(&mut timeout), None).unwrap();
         completions[..count]

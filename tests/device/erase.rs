@@ -1,5 +1,6 @@
 //! Discards, zeros, and a write cache that the guest may turn off.
 
+use btrfs_shadow::image::RawOptions;
 use btrfs_shadow::tap::Erase;
 
 use crate::client::Client;
@@ -90,7 +91,8 @@ fn ranges_that_make_no_sense_are_refused() {
     assert_eq!(device.on_disk(4096, 512), [0; 512]);
     drop(frontend);
 
-    let device = Setup { read_only: true, ..Setup::default() }.start();
+    let device =
+        Setup { raw: RawOptions { read_only: true, ..RawOptions::default() }, ..Setup::default() }.start();
     device.put_on_disk(0, &[7; 512]);
     let mut frontend = Frontend::connect(&device.socket, F_FLUSH);
     assert_eq!(erase(&mut frontend, T_DISCARD, &range(0, 1, 0)), S_IOERR);

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use btrfs_shadow::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle};
-use btrfs_shadow::image::{Image, RawImage};
+use btrfs_shadow::image::{Image, RawImage, RawOptions};
 use btrfs_shadow::tap::{CopyFate, Draining, Erase, HoldDone, Tap, WritePlan};
 use tempfile::TempDir;
 
@@ -165,7 +165,7 @@ pub struct Setup {
     pub plan: Plan,
     pub answer_at_once: bool,
     pub trouble: Option<u64>,
-    pub read_only: bool,
+    pub raw: RawOptions,
     pub options: DeviceOptions,
 }
 
@@ -175,7 +175,7 @@ impl Default for Setup {
             plan: Box::new(|_, _| WritePlan::Direct),
             answer_at_once: false,
             trouble: None,
-            read_only: false,
+            raw: RawOptions::default(),
             options: DeviceOptions { num_queues: 4, ..Default::default() },
         }
     }
@@ -191,7 +191,7 @@ impl Setup {
         let path = dir.path().join("disk.img");
         let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
         file.set_len(SIZE).unwrap();
-        let image: Arc<dyn Image> = Arc::new(RawImage::open(&path, self.read_only).unwrap());
+        let image: Arc<dyn Image> = Arc::new(RawImage::open_with(&path, self.raw).unwrap());
         let tap = Arc::new(TestTap {
             plan: self.plan,
             image: image.clone(),

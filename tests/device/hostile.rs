@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use btrfs_shadow::image::RawOptions;
 use btrfs_shadow::tap::WritePlan;
 
 use crate::frontend::*;
@@ -276,7 +277,8 @@ fn random_chains() {
 
 #[test]
 fn writes_to_a_read_only_image() {
-    let device = Setup { read_only: true, ..Setup::default() }.start();
+    let device =
+        Setup { raw: RawOptions { read_only: true, ..RawOptions::default() }, ..Setup::default() }.start();
     let mut frontend = Frontend::connect(&device.socket, F_FLUSH | 1 << 5);
     assert_eq!(frontend.proper(T_OUT, 0, Some((DATA, 512))), S_IOERR);
     assert_eq!(frontend.proper(T_FLUSH, 0, None), S_OK);

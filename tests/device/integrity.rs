@@ -1,5 +1,6 @@
 //! What was written is what is read, on every path a write can take and over several queues.
 
+use btrfs_shadow::image::{EngineKind, RawOptions};
 use btrfs_shadow::tap::WritePlan;
 
 use crate::client::{Client, Queue};
@@ -112,4 +113,17 @@ fn every_plan_at_once_on_four_queues() {
     });
     setup.answer_at_once = true;
     exercise_all(&mut setup.start(), 4, 100);
+}
+
+/// The plain engine, and direct I/O with requests that are mostly not aligned to what that needs.
+#[test]
+fn every_engine_on_two_queues() {
+    let sync = RawOptions { engine: EngineKind::Sync, ..RawOptions::default() };
+    let direct = RawOptions { direct: true, ..RawOptions::default() };
+    for raw in [sync, direct] {
+        let mut setup =
+            Setup::plan(|offset, _| if offset / 512 % 2 == 0 { WritePlan::Direct } else { WritePlan::Copy });
+        setup.raw = raw;
+        exercise_all(&mut setup.start(), 2, 100);
+    }
 }
