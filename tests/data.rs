@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use replay::backend::Outcome;
-use replay::{Backend, Plan, Writes, record};
+use replay::{Backend, Plan, Writes, record_singly};
 use serde_json::Value;
 use testkit::{Image, Spec};
 
@@ -89,15 +89,8 @@ fn damaged_data_is_found_at_its_commit() {
     ];
     let spec = Spec::new("data", "-n 4096 -m dup").mounted("commit=300,nodiscard");
     let plan = Plan { spec, prepare: String::new(), scripts, live: false };
-    // The kernel may make two commits of one script.
-    let (history, at) = (0..10)
-        .find_map(|_| {
-            let history = record(&plan);
-            let at = history.steps.iter().position(|step| step.doing == "data")?;
-            let follows = history.steps.get(at + 1)?;
-            (history.steps[at].is_single() && follows.is_single()).then_some((history, at))
-        })
-        .expect("a commit with the data alone");
+    let history = record_singly(&plan);
+    let at = history.steps.iter().position(|step| step.doing == "data").expect("the step");
     let run = |options: &[&str], damaged: bool| -> Outcome {
         let image = history.base.copy();
         let file = File::options().write(true).open(image.path()).unwrap();

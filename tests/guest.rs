@@ -172,7 +172,7 @@ fn paused(decision: &str) -> (common::Outcome, String) {
             let guest = Guest::new("6.12", "reject").env("ROUNDS=12");
             guest.with(&["--qemu-arg", "-qmp", "--qemu-arg", &socket]).run(&backend).1
         });
-        let status = backend.wait_for_pause();
+        let status = backend.wait_for_pause(|| guest.is_finished());
         assert_eq!(status["paused"]["generation"], 12, "{status:#}");
         // Time for QEMU to stop its rings over the write that is not answered.
         std::thread::sleep(std::time::Duration::from_secs(2));
@@ -231,7 +231,7 @@ fn interrupted(options: &[&str], interrupt: impl FnOnce(&Path, &Path)) -> String
                 .with(&["--qemu-arg", "-pidfile", "--qemu-arg", &plain(&pid)])
                 .run(&backend)
         });
-        backend.wait_for_pause();
+        backend.wait_for_pause(|| guest.is_finished());
         std::thread::sleep(std::time::Duration::from_secs(1));
         interrupt(&qmp, &pid);
         guest.join().expect("the guest");

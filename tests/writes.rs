@@ -13,7 +13,7 @@ use btrfs_shadow::tap::Tap;
 use btrfs_shadow::verifier::{self, VerifierOptions};
 use parser::{ChecksumType, Header, SuperBlock};
 use replay::disk::{self, Memory};
-use replay::{Backend, Change, History, Op, Outcome, Plan, Step, Writes, record};
+use replay::{Backend, Change, History, Op, Outcome, Plan, Step, Writes, record_singly};
 use testkit::{Image, Spec};
 
 /// What the file with checksums is full of.
@@ -41,7 +41,7 @@ static RECORDED: LazyLock<Recorded> = LazyLock::new(|| {
         format!("touch plain; chattr +C plain\n{}{}sync", fill("plain", PLAIN), fill("summed", SUMMED));
     let scripts = (0..9).map(|n| (format!("commit {n}"), format!("seq 300 > f{n}; mkdir d{n}"))).collect();
     let spec = Spec::new("writes", "-n 16384 -m dup -d single").mounted("commit=300,nodiscard");
-    let History { base, steps, .. } = record(&Plan { spec, prepare, scripts, live: false });
+    let History { base, steps, .. } = record_singly(&Plan { spec, prepare, scripts, live: false });
     let first = steps.iter().position(|step| step.doing.starts_with("commit")).expect("commits");
     let (before, rest) = steps.split_at(first);
     let file = disk::open(base.path());

@@ -11,6 +11,10 @@ use tempfile::TempDir;
 /// Longer than the backend takes to start or to end on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Longer than a guest takes from its start, others before it, to anything it does: with several tests at once it waits
+/// for [`guest_lock`] as well.
+const GUEST_PATIENCE: Duration = Duration::from_secs(3600);
+
 /// A path in the repository.
 fn in_repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -157,15 +161,16 @@ impl Backend {
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
-    /// Waits until a commit is paused; the status then.
-    pub fn wait_for_pause(&self) -> Value {
-        let deadline = Instant::now() + PATIENCE;
+    /// Waits until a commit is paused; the status then. It must happen while there is a guest, which `is_over` knows.
+    pub fn wait_for_pause(&self, is_over: impl Fn() -> bool) -> Value {
+        let deadline = Instant::now() + GUEST_PATIENCE;
         loop {
+            let over = is_over();
             let status = self.status();
             if !status["paused"].is_null() {
                 return status;
             }
-            assert!(Instant::now() < deadline, "nothing was paused: {status:#}");
+            assert!(!over && Instant::now() < deadline, "nothing was paused: {status:#}");
             std::thread::sleep(Duration::from_millis(100));
         }
     }

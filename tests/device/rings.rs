@@ -1,8 +1,9 @@
 //! Rings that are stopped, reset and started again, and the notifications that go with them.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use btrfs_shadow::tap::WritePlan;
+use btrfs_shadow::tap::{Draining, WritePlan};
 
 use crate::frontend::*;
 use crate::harness::{Device, Event, PATIENCE, Setup};
@@ -99,28 +100,44 @@ fn restarted_many_times_under_load() {
     }
 }
 
+/// Sets a flag when it is dropped.
+struct OnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn stopping_under_load() {
     let mut device = Setup::plan(|_, _| WritePlan::Copy).start();
-    let mut frontend = Frontend::connect(&device.socket, F_EVENT_IDX);
+    let mut frontend = Frontend::connect(&device.socket, F_EVENT_IDX | F_FLUSH);
     frontend.put_header(FREE, T_OUT, 1);
     frontend.put_chain(&chain(0, &[desc(FREE, 16, 0), desc(DATA, 512, 0), desc(STATUS, 1, WRITE)]));
+    let (answered, stopped) = (AtomicU64::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
-        // Never lets the ring run empty, until nobody answers any more.
-        let load = scope.spawn(move || {
-            let mut answered = 0u64;
+        // Never lets the ring run empty, until the device has stopped.
+        let (answered, stopped) = (&answered, &stopped);
+        scope.spawn(move || {
             (0..QUEUE_SIZE).for_each(|_| frontend.offer(0));
             frontend.kick();
-            while frontend.used_within(Duration::from_secs(2)).is_some() {
-                answered += 1;
-                frontend.offer(0);
-                frontend.kick();
+            while !stopped.load(Ordering::SeqCst) {
+                if frontend.used_within(Duration::from_millis(10)).is_some() {
+                    answered.fetch_add(1, Ordering::SeqCst);
+                    frontend.offer(0);
+                    frontend.kick();
+                }
             }
-            answered
         });
-        std::thread::sleep(Duration::from_millis(200));
+        // The load must end even if this thread can't go on.
+        let _stopped = OnDrop(stopped);
+        let deadline = Instant::now() + PATIENCE;
+        while answered.load(Ordering::SeqCst) <= 100 {
+            assert!(Instant::now() < deadline, "requests aren't answered");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         device.finish();
-        assert!(load.join().unwrap() > 100);
     });
     // Whatever was copied has been written as well.
     let events = device.tap.events();
@@ -137,7 +154,8 @@ fn nothing_is_written_for_a_frontend_that_is_gone() {
     begin_held(&device, &mut frontend);
     let memory = frontend.memory.clone();
     drop(frontend);
-    std::thread::sleep(Duration::from_millis(150));
+    // Said when the rings have been given up.
+    device.tap.wait_for(Event::Draining(Draining::Session));
     device.tap.release();
     device.tap.wait_for(Event::Disconnected);
     let mut status = [0];

@@ -9,6 +9,9 @@ use tempfile::TempDir;
 /// Transaction commits of each kind.
 const COMMITS: &str = "14";
 
+/// Long enough for these, on a busy machine too.
+const SECONDS: &str = "300";
+
 fn history(dir: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_history"));
     command.arg("run").args(arguments).arg("--dir").arg(dir);
@@ -29,7 +32,7 @@ fn sum(rows: &[Vec<String>], column: usize) -> u64 {
 fn every_kind_is_clean_and_the_oracle_agrees() {
     let dir = TempDir::with_prefix("hist-short-").unwrap();
     let output =
-        history(dir.path(), &["--kind", "all", "--commits", COMMITS, "--seconds", "30", "--seed", "3"]);
+        history(dir.path(), &["--kind", "all", "--commits", COMMITS, "--seconds", SECONDS, "--seed", "3"]);
     let errors = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         // The images are evidence.

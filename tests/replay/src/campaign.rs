@@ -13,7 +13,7 @@ use crate::backend::{Backend, Outcome, Writes, check};
 use crate::disk::{self, Memory};
 use crate::history::{History, Step};
 use crate::plan::{Target, choose, targets};
-use crate::recorder::{Plan, record};
+use crate::recorder::{Plan, record, record_singly};
 use crate::trial::{Finding, Trial, finding};
 use crate::writes;
 
@@ -117,6 +117,19 @@ impl Campaign {
     /// When one cannot be recorded, or is not sound.
     #[must_use]
     pub fn record(plans: &[Plan]) -> Self {
+        Self::record_by(plans, record)
+    }
+
+    /// The same, each script one commit.
+    ///
+    /// # Panics
+    /// When one cannot be recorded so, or is not sound.
+    #[must_use]
+    pub fn record_singly(plans: &[Plan]) -> Self {
+        Self::record_by(plans, record_singly)
+    }
+
+    fn record_by(plans: &[Plan], record: fn(&Plan) -> History) -> Self {
         let recorded = on_two_threads(plans.len(), |index| {
             let history = record(&plans[index]);
             let targets = targets(&history);

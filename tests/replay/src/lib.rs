@@ -17,4 +17,4 @@ pub mod writes;
 
 pub use backend::{Backend, Op, Outcome, Writes, check};
 pub use history::{Change, History, Step};
-pub use recorder::{Plan, record, record_on};
+pub use recorder::{Plan, record, record_on, record_singly};

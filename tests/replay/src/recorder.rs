@@ -18,6 +18,9 @@ use crate::history::{Change, History, SUPER_SIZE, SUPERS, Step, generation};
 /// Tries to look at the image while no commit is made.
 const ATTEMPTS: usize = 8;
 
+/// Recordings, of which one has to have each script in one commit.
+const RECORDINGS: usize = 10;
+
 /// What is done to a file system, one script after the other.
 pub struct Plan {
     /// How it is made and mounted.
@@ -53,6 +56,22 @@ pub fn record(plan: &Plan) -> History {
         image.run(&plan.prepare);
     }
     record_on(&image, plan)
+}
+
+/// The same, again and again until each script was one commit: now and then the kernel makes two of one.
+///
+/// # Panics
+/// As [`record`], and when the kernel never makes one commit of each.
+#[must_use]
+pub fn record_singly(plan: &Plan) -> History {
+    let is_single = |history: &History| {
+        plan.scripts.iter().all(|(name, _)| {
+            let mut own = history.steps.iter().filter(|step| step.doing == *name);
+            own.next().is_some_and(Step::is_single) && own.next().is_none()
+        })
+    };
+    let recorded = (0..RECORDINGS).map(|_| record(plan)).find(is_single);
+    recorded.unwrap_or_else(|| panic!("{}: more than one commit of a script, each time", plan.spec.name))
 }
 
 /// Records what the kernel does to an image that is there.
