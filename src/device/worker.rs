@@ -108,7 +108,6 @@ impl Worker {
             if announced && !taken_any || self.must_wait(vring) {
                 return;
             }
-            announced = false;
             if self.look_out(vring) {
                 announced = self.ring_has_requests(vring);
                 continue;
