@@ -13,6 +13,7 @@
 //! ```
 
 mod backend;
+pub mod bare;
 mod bridge;
 mod chain;
 mod config;

@@ -96,6 +96,11 @@ impl Worker {
         self.poll.asleep();
     }
 
+    /// Requests that were taken and aren't answered yet.
+    pub(super) fn in_flight(&self) -> usize {
+        self.pending.len()
+    }
+
     fn serve(&mut self, vring: &Vring) {
         let mut announced = false;
         loop {

@@ -50,6 +50,21 @@ pub struct TestTap {
 }
 
 impl TestTap {
+    pub fn new(
+        image: Arc<dyn Image>,
+        plan: impl Fn(u64, u64) -> WritePlan + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(TestTap {
+            plan: Box::new(plan),
+            image,
+            answer_at_once: false,
+            trouble: None,
+            events: Mutex::default(),
+            held: Mutex::default(),
+            changed: Condvar::new(),
+        })
+    }
+
     pub fn events(&self) -> Vec<Event> {
         self.events.lock().unwrap().clone()
     }

@@ -1,5 +1,6 @@
 //! The device, driven from outside by a vhost-user client and by a hand-made frontend.
 
+mod bare;
 mod client;
 mod erase;
 mod frontend;

@@ -1,0 +1,132 @@
+//! One queue without a frontend: for tests and fuzz targets that are the guest themselves.
+//!
+//! The same worker, ring and limits as in a session. What the library does between them, a caller does here: it places the
+//! ring, replaces guest memory, and calls [`BareQueue::run`] where an event would.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use vhost_user_backend::VringT;
+use virtio_queue::QueueT;
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+use super::chain::Disk;
+use super::limits::{MAX_QUEUE_SIZE, SERIAL_SIZE};
+use super::worker::{Shared, Worker};
+use super::{MemorySpace, Vring};
+use crate::engine::Engine;
+use crate::tap::{Draining, Tap};
+
+/// Where a ring is and how it is used, as the frontend would say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingPlace {
+    /// Descriptors. What the library doesn't allow is ignored.
+    pub size: u16,
+    /// Guest address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest address of the available ring.
+    pub available: u64,
+    /// Guest address of the used ring.
+    pub used: u64,
+    /// Index in the available ring to begin at.
+    pub next: u16,
+    /// Whether VIRTIO_RING_F_EVENT_IDX was negotiated.
+    pub event_idx: bool,
+}
+
+/// What is on the other side of the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskPlace {
+    /// Size of the disk in bytes, whole sectors.
+    pub len: u64,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+    /// The guest has no flush: a write is durable before it is answered.
+    pub write_through: bool,
+    /// The longest time that the queue looks for something to do.
+    pub poll: Duration,
+}
+
+/// A queue whose thread is the caller's.
+pub struct BareQueue {
+    worker: Worker,
+    vring: Vring,
+    memory: MemorySpace,
+}
+
+impl BareQueue {
+    /// A queue without a ring, over `memory`.
+    ///
+    /// # Errors
+    /// When a resource is missing.
+    pub fn new(
+        engine: Box<dyn Engine>,
+        tap: Arc<dyn Tap>,
+        disk: DiskPlace,
+        memory: GuestMemoryMmap<()>,
+    ) -> io::Result<Self> {
+        let memory = GuestMemoryAtomic::new(memory);
+        let shared = Arc::new(Shared {
+            tap,
+            disk: Disk { len: disk.len, read_only: disk.read_only },
+            serial: vec![b's'; SERIAL_SIZE],
+            memory: memory.clone(),
+            closing: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
+            write_through: AtomicBool::new(disk.write_through),
+            poll: disk.poll,
+        });
+        let vring = Vring::new(memory.clone(), MAX_QUEUE_SIZE as u16).map_err(io::Error::other)?;
+        Ok(Self { worker: Worker::new(0, shared, engine)?, vring, memory })
+    }
+
+    /// Starts the ring at `place`.
+    ///
+    /// # Errors
+    /// When the library refuses the addresses.
+    pub fn start(&self, place: RingPlace) -> io::Result<()> {
+        self.vring.set_queue_size(place.size);
+        self.vring
+            .set_queue_info(place.descriptors, place.available, place.used)
+            .map_err(io::Error::other)?;
+        self.vring.set_queue_next_avail(place.next);
+        self.vring.set_queue_next_used(place.next);
+        self.vring.set_queue_event_idx(place.event_idx);
+        self.vring.set_queue_ready(true);
+        self.vring.set_enabled(true);
+        Ok(())
+    }
+
+    /// Descriptors of the ring, as it was accepted.
+    #[must_use]
+    pub fn size(&self) -> u16 {
+        self.vring.get_ref().get_queue().size()
+    }
+
+    /// Stops the ring and waits until nothing is in flight. Where the ring would go on in the available ring.
+    pub fn stop(&mut self) -> u16 {
+        self.vring.set_queue_ready(false);
+        self.worker.quiesce(Draining::Ring);
+        self.vring.queue_next_avail()
+    }
+
+    /// Does everything there is to do, as after an event.
+    pub fn run(&mut self) {
+        self.worker.run(&self.vring);
+    }
+
+    /// Replaces guest memory, as SET_MEM_TABLE does.
+    pub fn set_memory(&self, memory: GuestMemoryMmap<()>) {
+        if let Ok(guard) = self.memory.lock() {
+            guard.replace(memory);
+        }
+    }
+
+    /// Requests that were taken and aren't answered yet.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.worker.in_flight()
+    }
+}
