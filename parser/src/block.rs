@@ -135,6 +135,21 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// Number of items or pointers.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Block::Node(node) => node.len(),
+            Block::Leaf(leaf) => leaf.len(),
+        }
+    }
+
+    /// Whether there are no items or pointers.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Key of the first item or pointer.
     #[must_use]
     pub fn first_key(&self) -> Option<Key> {
@@ -175,7 +190,7 @@ impl From<&layout::KeyPtr> for NodePtr {
 #[derive(Debug, Clone, Copy)]
 pub struct Node<'a> {
     header: Header<'a>,
-    ptrs: &'a [layout::KeyPtr],
+    pub(crate) ptrs: &'a [layout::KeyPtr],
 }
 
 impl<'a> Node<'a> {
@@ -225,8 +240,8 @@ impl<'a> Node<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Leaf<'a> {
     header: Header<'a>,
-    items: &'a [layout::Item],
-    body: &'a [u8],
+    pub(crate) items: &'a [layout::Item],
+    pub(crate) body: &'a [u8],
 }
 
 impl<'a> Leaf<'a> {

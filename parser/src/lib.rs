@@ -15,6 +15,7 @@ extern crate alloc;
 pub mod block;
 pub mod check;
 pub mod chunk;
+mod common;
 #[cfg(feature = "checksum")]
 pub mod csum;
 pub mod dev;

@@ -112,6 +112,8 @@ fn use_block(bytes: &[u8]) {
                 }
             }
             black_box((node.slot_for(&Key::MIN), node.slot_for(&Key::MAX), node.ptr(usize::MAX)));
+            assert_eq!(node.common_run(0, &node, 0), node.len());
+            assert_eq!(node.common_run(usize::MAX, &node, 0), 0);
         }
         Block::Leaf(leaf) => {
             assert_eq!(leaf.items().count(), leaf.len());
@@ -119,9 +121,61 @@ fn use_block(bytes: &[u8]) {
                 assert_eq!((leaf.key(slot), leaf.data(slot)), (Some(key), data));
                 black_box(leaf.lower_bound(&key));
                 use_item(&key, data);
+                black_box((leaf.common_run(slot, &leaf, slot), leaf.common_run(slot, &leaf, slot + 1)));
             }
+            assert_eq!(leaf.common_run(usize::MAX, &leaf, 0), 0);
             assert!(leaf.key(leaf.len()).is_none() && leaf.data(usize::MAX).is_empty());
         }
+    }
+}
+
+/// A leaf of 1000 bytes with these items, their data from the end of the block on.
+fn leaf_of(items: &[(Key, Vec<u8>)]) -> Vec<u8> {
+    let mut bytes = vec![0; 1000];
+    bytes[96..100].copy_from_slice(&(items.len() as u32).to_le_bytes());
+    let mut end = bytes.len();
+    for (slot, (key, data)) in items.iter().enumerate() {
+        end -= data.len();
+        bytes[end..end + data.len()].copy_from_slice(data);
+        let item = &mut bytes[HEADER_SIZE + slot * 25..][..25];
+        item[..8].copy_from_slice(&key.objectid.to_le_bytes());
+        item[8] = key.item_type;
+        item[9..17].copy_from_slice(&key.offset.to_le_bytes());
+        item[17..21].copy_from_slice(&((end - HEADER_SIZE) as u32).to_le_bytes());
+        item[21..25].copy_from_slice(&(data.len() as u32).to_le_bytes());
+    }
+    bytes
+}
+
+/// Up to 16 items with few different keys and data, so that two leaves have much in common.
+fn few_items() -> impl Strategy<Value = Vec<(Key, Vec<u8>)>> {
+    let data =
+        prop_oneof![3 => Just(vec![1; 20]), 1 => Just(vec![2; 20]), 1 => Just(vec![]), 1 => Just(vec![3; 7])];
+    proptest::collection::btree_map(0..20u64, data, 0..16)
+        .prop_map(|items| items.into_iter().map(|(id, data)| (Key::new(id, 1, 0), data)).collect())
+}
+
+/// Asserts that both blocks have as much in common, from each pair of slots on, as a look at each slot says.
+fn compare_runs(one: &[u8], other: &[u8]) {
+    fn run(count: usize, same: impl Fn(usize) -> bool) -> usize {
+        (0..count).take_while(|n| same(*n)).count()
+    }
+    match (Block::parse(one).unwrap(), Block::parse(other).unwrap()) {
+        (Block::Leaf(a), Block::Leaf(b)) => {
+            for (at, of) in (0..=a.len()).flat_map(|at| (0..=b.len()).map(move |of| (at, of))) {
+                let same = |n| a.key(at + n) == b.key(of + n) && a.data(at + n) == b.data(of + n);
+                let count = (a.len() - at).min(b.len() - of);
+                assert_eq!(a.common_run(at, &b, of), run(count, same), "slots {at} and {of}");
+            }
+        }
+        (Block::Node(a), Block::Node(b)) => {
+            for (at, of) in (0..=a.len()).flat_map(|at| (0..=b.len()).map(move |of| (at, of))) {
+                let same = |n| a.ptr(at + n) == b.ptr(of + n);
+                let count = (a.len() - at).min(b.len() - of);
+                assert_eq!(a.common_run(at, &b, of), run(count, same), "slots {at} and {of}");
+            }
+        }
+        _ => {}
     }
 }
 
@@ -231,6 +285,38 @@ proptest! {
             bytes[811 + place % 140] = value;
         }
         use_super_block(&bytes);
+    }
+
+    #[test]
+    fn leaves_have_in_common_what_each_slot_says(one in few_items(), other in few_items()) {
+        let (one, other) = (leaf_of(&one), leaf_of(&other));
+        for leaf in [&one, &other] {
+            check::block(&Block::parse(leaf).unwrap(), 4096).unwrap();
+        }
+        compare_runs(&one, &other);
+        compare_runs(&one, &one);
+    }
+
+    #[test]
+    fn a_real_block_and_its_copy_have_in_common_what_each_slot_says(
+        index: prop::sample::Index,
+        places in proptest::collection::vec(any::<usize>(), 0..3),
+    ) {
+        let original: &Vec<u8> = index.get(&REAL.blocks);
+        let mut copy = original.clone();
+        for place in places {
+            // Anywhere behind the header of a node, in the data of a leaf: it stays well formed.
+            let from = match Block::parse(original).unwrap() {
+                Block::Node(_) => HEADER_SIZE,
+                Block::Leaf(leaf) => HEADER_SIZE + 25 * leaf.len(),
+            };
+            let place = from + place % (copy.len() - from);
+            copy[place] ^= 0x10;
+        }
+        let (one, other) = (Block::parse(original).unwrap(), Block::parse(&copy).unwrap());
+        if check::block(&other, 1).is_ok() && one.first_key().is_some() {
+            compare_runs(original, &copy);
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The references that one tree block holds, as a function of its content and three things that lie outside it:
 //! the FULL_BACKREF flag of its extent item, who owns it, and how far deletion of its subvolume has come.
 
+use std::ops::Range;
+
 use parser::key::item;
 use parser::{Block, FileExtent, Key};
 
@@ -59,25 +61,26 @@ pub struct Form {
 /// Hands every reference that `block` holds to `visit`. `expect` is how the block was reached. A file extent that is
 /// malformed holds none; [`crate::items`] reports it.
 pub fn for_each(block: &Block<'_>, expect: &Expect, form: Form, visit: impl FnMut(Edge)) {
-    for_each_where(block, expect, form, |_| true, visit);
+    for_each_in(block, expect, form, [0..block.len()], visit);
 }
 
-/// Like [`for_each`], for those slots that are `wanted`.
-pub fn for_each_where(
+/// Like [`for_each`], for those slots that are in `ranges`.
+pub fn for_each_in(
     block: &Block<'_>,
     expect: &Expect,
     form: Form,
-    wanted: impl Fn(usize) -> bool,
+    ranges: impl IntoIterator<Item = Range<usize>>,
     mut visit: impl FnMut(Edge),
 ) {
     let header = block.header();
     let (bytenr, owner) = (header.bytenr(), header.owner());
+    let slots = ranges.into_iter().flatten();
     match block {
         Block::Node(node) => {
             let level = header.level().saturating_sub(1);
             let key = if form.full { RefKey::shared_tree(bytenr, level) } else { RefKey::tree(owner, level) };
-            for (slot, ptr) in node.ptrs().enumerate().skip(form.first_slot).filter(|(slot, _)| wanted(*slot))
-            {
+            for slot in slots.filter(|slot| *slot >= form.first_slot) {
+                let Some(ptr) = node.ptr(slot) else { continue };
                 let target = Target::Tree(expect.child(node, slot, &ptr));
                 visit(Edge {
                     item: ptr.key,
@@ -89,11 +92,12 @@ pub fn for_each_where(
             }
         }
         Block::Leaf(leaf) => {
-            for (slot, (key, data)) in leaf.items().enumerate() {
-                if key.item_type != item::EXTENT_DATA || !wanted(slot) {
+            for slot in slots {
+                let Some(key) = leaf.key(slot).filter(|key| key.item_type == item::EXTENT_DATA) else {
                     continue;
-                }
-                let Some(range) = FileExtent::parse(data).ok().and_then(|extent| extent.extent()) else {
+                };
+                let Some(range) = FileExtent::parse(leaf.data(slot)).ok().and_then(|extent| extent.extent())
+                else {
                     continue;
                 };
                 let ref_key = if form.full {

@@ -27,16 +27,11 @@ impl ItemFaults {
     pub(super) fn check(&mut self, snapshot: &Snapshot, leaf: &Leaf<'_>, common: &Common) {
         let owner = leaf.header().owner();
         let context = Context::new(&snapshot.geometry, snapshot.generation, owner);
-        items::check_leaf(
-            &context,
-            leaf,
-            |slot| !common.is_untouched(slot),
-            |fault| {
-                if self.found.len() < LIMIT {
-                    self.found.push((owner, fault));
-                }
-            },
-        );
+        items::check_leaf(&context, leaf, common.touched(leaf.len()), |fault| {
+            if self.found.len() < LIMIT {
+                self.found.push((owner, fault));
+            }
+        });
     }
 
     /// Those that the commit brought about.

@@ -3,8 +3,10 @@
 //! Where the original is gone, what both hold cancels out. Where it lives on in a snapshot nothing does, but the
 //! pointers that both have were checked when the original was.
 
+use std::ops::Range;
+
 use hashbrown::HashMap;
-use parser::{Block, Key, Node};
+use parser::{Block, Key};
 
 use crate::edges::{Edge, Target};
 use crate::forest::Expect;
@@ -51,81 +53,87 @@ impl Pairs {
     }
 }
 
-/// Slots of two blocks, each in key order, that say the same by a look at their bytes.
+/// Slots in a row that say the same in both blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Run {
+    /// First slot in the original.
+    original: usize,
+    /// First slot in the copy.
+    copy: usize,
+    len: usize,
+}
+
+/// What two blocks, each in key order, have in common by a look at their bytes.
 #[derive(Debug, Default)]
 pub(super) struct Common {
-    original: Vec<bool>,
-    copy: Vec<bool>,
-    /// Slots of the copy that stand behind another item than in the original.
-    moved: Vec<bool>,
+    /// In the order of the slots, on both sides.
+    runs: Vec<Run>,
 }
 
 impl Common {
     /// Compares two blocks.
     pub(super) fn new(original: &Block<'_>, copy: &Block<'_>) -> Self {
         match (original, copy) {
-            (Block::Node(old), Block::Node(new)) => {
-                let at =
-                    |node: &Node<'_>, slot| node.ptr(slot).map(|ptr| (ptr.key, (ptr.bytenr, ptr.generation)));
-                Common::merge((old.len(), new.len()), |slot| at(old, slot), |slot| at(new, slot))
-            }
+            (Block::Node(old), Block::Node(new)) => Common::merge(
+                |slot| old.key(slot),
+                |slot| new.key(slot),
+                |slot, other| old.common_run(slot, new, other),
+            ),
             (Block::Leaf(old), Block::Leaf(new)) => Common::merge(
-                (old.len(), new.len()),
-                |slot| old.key(slot).map(|key| (key, old.data(slot))),
-                |slot| new.key(slot).map(|key| (key, new.data(slot))),
+                |slot| old.key(slot),
+                |slot| new.key(slot),
+                |slot, other| old.common_run(slot, new, other),
             ),
             _ => Common::default(),
         }
     }
 
-    fn merge<T: PartialEq>(
-        lens: (usize, usize),
-        original: impl Fn(usize) -> Option<(Key, T)>,
-        copy: impl Fn(usize) -> Option<(Key, T)>,
+    fn merge(
+        original: impl Fn(usize) -> Option<Key>,
+        copy: impl Fn(usize) -> Option<Key>,
+        run: impl Fn(usize, usize) -> usize,
     ) -> Self {
-        let mut common = Common {
-            original: Vec::with_capacity(lens.0),
-            copy: Vec::with_capacity(lens.1),
-            moved: Vec::with_capacity(lens.1),
-        };
-        // Whether what stands before both slots is the same.
-        let mut follows = true;
-        let (mut old, mut new) = (original(0), copy(0));
-        while let (Some((old_key, old_value)), Some((new_key, new_value))) = (&old, &new) {
-            let order = old_key.cmp(new_key);
-            let same = order.is_eq() && old_value == new_value;
-            if order.is_le() {
-                common.original.push(same);
+        let mut common = Common::default();
+        let (mut old, mut new) = (0, 0);
+        loop {
+            let len = run(old, new);
+            if len > 0 {
+                common.runs.push(Run { original: old, copy: new, len });
+                (old, new) = (old + len, new + len);
             }
-            if order.is_ge() {
-                common.copy.push(same);
-                common.moved.push(!follows);
-            }
-            follows = same;
-            if order.is_le() {
-                old = original(common.original.len());
-            }
-            if order.is_ge() {
-                new = copy(common.copy.len());
-            }
+            let (Some(old_key), Some(new_key)) = (original(old), copy(new)) else { return common };
+            let order = old_key.cmp(&new_key);
+            old += usize::from(order.is_le());
+            new += usize::from(order.is_ge());
         }
-        common
     }
 
-    /// Whether the copy holds the same as this slot of the original.
-    pub(super) fn is_kept(&self, slot: usize) -> bool {
-        self.original.get(slot) == Some(&true)
+    /// Slots of the original, of `len`, that the copy does not hold.
+    pub(super) fn gone(&self, len: usize) -> impl Iterator<Item = Range<usize>> {
+        between(self.runs.iter().map(|run| (run.original, run.len)), len)
     }
 
-    /// Whether the original held the same as this slot of the copy.
-    pub(super) fn is_copied(&self, slot: usize) -> bool {
-        self.copy.get(slot) == Some(&true)
+    /// Slots of the copy, of `len`, that the original did not hold.
+    pub(super) fn made(&self, len: usize) -> impl Iterator<Item = Range<usize>> {
+        between(self.runs.iter().map(|run| (run.copy, run.len)), len)
     }
 
-    /// Whether the original held the same as this slot of the copy, behind the same item.
-    pub(super) fn is_untouched(&self, slot: usize) -> bool {
-        self.is_copied(slot) && self.moved.get(slot) == Some(&false)
+    /// Slots of the copy, of `len`, that the original did not hold, or not behind the same slot.
+    pub(super) fn touched(&self, len: usize) -> impl Iterator<Item = Range<usize>> {
+        let untouched = |run: &Run| {
+            // What begins both blocks stands behind nothing in either.
+            let moved = usize::from((run.original, run.copy) != (0, 0));
+            (run.copy + moved, run.len - moved)
+        };
+        between(self.runs.iter().map(untouched), len)
     }
+}
+
+/// The slots of `len` that are in none of `runs` (first slot and length).
+fn between(runs: impl Iterator<Item = (usize, usize)>, len: usize) -> impl Iterator<Item = Range<usize>> {
+    let ends = runs.chain([(len, 0)]);
+    ends.scan(0, |from, (start, run)| Some(std::mem::replace(from, start + run)..start))
+        .filter(|range| !range.is_empty())
 }
 
 /// What differs between two blocks.
@@ -166,5 +174,44 @@ pub(super) fn compare(original: Vec<Edge>, copy: Vec<Edge>) -> Compared {
             (_, Some(_)) => compared.added.extend(copy.next()),
             _ => return compared,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compares lists of key and value as if they were blocks.
+    fn common(original: &[(u64, u8)], copy: &[(u64, u8)]) -> Common {
+        let key = |items: &[(u64, u8)], slot: usize| items.get(slot).map(|(id, _)| Key::new(*id, 0, 0));
+        let run = |old: usize, new: usize| {
+            let pairs = original.iter().skip(old).zip(copy.iter().skip(new));
+            pairs.take_while(|(old, new)| old == new).count()
+        };
+        Common::merge(|slot| key(original, slot), |slot| key(copy, slot), run)
+    }
+
+    fn slots(ranges: impl Iterator<Item = Range<usize>>) -> Vec<usize> {
+        ranges.flatten().collect()
+    }
+
+    #[test]
+    fn what_is_not_in_both_is_gone_or_made_and_what_stands_behind_it_is_touched() {
+        let original = [(1, 0), (2, 0), (3, 0), (5, 0), (6, 0), (7, 0), (9, 0)];
+        let copy = [(1, 0), (2, 1), (3, 0), (4, 0), (5, 0), (6, 0), (7, 0), (8, 0)];
+        let common = common(&original, &copy);
+        assert_eq!(slots(common.gone(7)), [1, 6]);
+        assert_eq!(slots(common.made(8)), [1, 3, 7]);
+        assert_eq!(slots(common.touched(8)), [1, 2, 3, 4, 7]);
+    }
+
+    #[test]
+    fn what_begins_both_stands_behind_nothing_unless_it_did_not_begin_both() {
+        let items = [(1, 0), (2, 0)];
+        assert_eq!(slots(common(&items, &items).touched(2)), []);
+        assert_eq!(slots(common(&items, &items[1..]).touched(1)), [0]);
+        assert_eq!(slots(common(&items[1..], &items).touched(2)), [0, 1]);
+        assert_eq!(slots(common(&items, &[]).gone(2)), [0, 1]);
+        assert_eq!(slots(Common::default().touched(2)), [0, 1]);
     }
 }

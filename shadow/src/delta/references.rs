@@ -392,15 +392,15 @@ impl<'a, 'r> Walk<'a, 'r> {
                 && is_plain(form)
                 && is_plain(*old_form)
         });
+        let left_out = if cancels { common } else { Common::default() };
         let mut born = Vec::new();
-        let is_new = |slot| !(cancels && common.is_copied(slot));
-        edges::for_each_where(&view, expect, form, is_new, |edge| born.push(edge));
+        edges::for_each_in(&view, expect, form, left_out.made(view.len()), |edge| born.push(edge));
         let Some((original, old, old_form)) = before else {
             return self.adds.extend(born.into_iter().map(Add::unchecked));
         };
         let mut held = Vec::new();
-        let is_gone = |slot| !(cancels && common.is_kept(slot));
-        edges::for_each_where(&old, &original.expect, old_form, is_gone, |edge| held.push(edge));
+        let gone = left_out.gone(old.len());
+        edges::for_each_in(&old, &original.expect, old_form, gone, |edge| held.push(edge));
         let compared = pairs::compare(held, born);
         for (old, new) in &compared.same_place {
             self.propose_pair(old, new);

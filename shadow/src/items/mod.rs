@@ -25,6 +25,8 @@ mod root;
 mod root_ref;
 mod uuid;
 
+use std::ops::Range;
+
 use parser::block::FLAG_WRITTEN;
 use parser::{Block, Header, Key, Leaf, ids};
 
@@ -215,22 +217,24 @@ pub fn check(context: &Context<'_>, item: &Item<'_>) -> Result<(), Fault> {
     (rule.check)(context, item)
 }
 
-/// Checks the items of a leaf in those slots that are `wanted`, and hands what is wrong to `found`.
+/// Checks the items of a leaf in those slots that are in `ranges`, and hands what is wrong to `found`.
 pub fn check_leaf(
     context: &Context<'_>,
     leaf: &Leaf<'_>,
-    wanted: impl Fn(usize) -> bool,
+    ranges: impl IntoIterator<Item = Range<usize>>,
     mut found: impl FnMut(Found),
 ) {
-    let mut previous: Option<(Key, &[u8])> = None;
-    for (slot, (key, data)) in leaf.items().enumerate() {
-        if wanted(slot)
-            && let Err(fault) = check(context, &Item { key, data, previous })
-        {
-            let site = Site { block: leaf.header().bytenr(), slot };
-            found(Found { key, previous: previous.map(|(key, _)| key), site, fault });
+    let item_in = |slot: usize| leaf.key(slot).map(|key| (key, leaf.data(slot)));
+    for range in ranges {
+        let mut previous = range.start.checked_sub(1).and_then(item_in);
+        for slot in range {
+            let Some((key, data)) = item_in(slot) else { break };
+            if let Err(fault) = check(context, &Item { key, data, previous }) {
+                let site = Site { block: leaf.header().bytenr(), slot };
+                found(Found { key, previous: previous.map(|(key, _)| key), site, fault });
+            }
+            previous = Some((key, data));
         }
-        previous = Some((key, data));
     }
 }
 

@@ -175,16 +175,9 @@ impl<'a> Cursor<'a> {
         let (at, of) = (one.slot, two.slot);
         let count = match (one.block.view(), two.block.view()) {
             (Some(Block::Node(a)), Some(Block::Node(b))) if a.header().level() == b.header().level() => {
-                let same = |n: &usize| a.ptr(at + n).is_some_and(|ptr| b.ptr(of + n) == Some(ptr));
-                (0..).take_while(same).count()
+                a.common_run(at, &b, of)
             }
-            (Some(Block::Leaf(a)), Some(Block::Leaf(b))) => {
-                let same = |n: &usize| {
-                    a.key(at + n).is_some_and(|key| b.key(of + n) == Some(key))
-                        && a.data(at + n) == b.data(of + n)
-                };
-                (0..).take_while(same).count()
-            }
+            (Some(Block::Leaf(a)), Some(Block::Leaf(b))) => a.common_run(at, &b, of),
             _ => 0,
         };
         one.slot += count;
