@@ -98,6 +98,15 @@ impl BlockCache {
         }
     }
 
+    /// The block that is kept for one of these places and has these bytes, if there is one.
+    #[must_use]
+    pub fn find(&self, mut places: impl Iterator<Item = u64>, bytes: &[u8]) -> Option<Arc<TreeBlock>> {
+        let state = self.lock();
+        let kept = places.find_map(|place| state.blocks.get(&place).map(|entry| Arc::clone(&entry.block)))?;
+        drop(state);
+        (kept.bytes() == bytes).then_some(kept)
+    }
+
     /// Puts in a block that the image holds at `place`.
     pub fn insert(&self, place: u64, block: Arc<TreeBlock>) {
         self.lock().insert(place, block, self.limit);

@@ -15,7 +15,7 @@ use arc_swap::ArcSwapOption;
 use crossbeam_channel::Sender;
 use parser::Header;
 use parser::superblock::OFFSETS;
-use shadow::{TreeBlock, Violation};
+use shadow::Violation;
 
 pub use cache::BlockCache;
 pub use preserve::{Preserve, PreservedSource};
@@ -228,12 +228,14 @@ impl Tap for Capture {
         self.shared.guard.writes().completed(offset, bytes.len() as u64);
         let regions = self.shared.regions.load();
         let Some(regions) = regions.as_ref() else { return };
-        for (place, block) in regions.candidates(offset, &bytes) {
-            let block = TreeBlock::new(block.into(), regions.geometry.csum, regions.geometry.sectorsize);
+        for (place, bytes) in regions.candidates(offset, &bytes) {
+            // Of a block that is written twice, one copy is kept: found out here, it need not be at the commit.
+            let copy = self.shared.cache.find(regions.other_copies(place), bytes);
+            let block = copy.unwrap_or_else(|| Arc::new(regions.parse(bytes)));
             if block.csum_ok() && Header::parse(block.bytes()).is_ok() {
                 self.shared.counters.tree_blocks.fetch_add(1, Ordering::Relaxed);
             }
-            self.shared.cache.insert(place, Arc::new(block));
+            self.shared.cache.insert(place, block);
         }
     }
 

@@ -2,8 +2,11 @@
 //!
 //! Made from the chunk map at each commit and replaced as a whole, so that the data path reads it without a lock.
 
+use std::sync::Arc;
+
+use parser::map::Physical;
 use parser::{ChunkMap, Header};
-use shadow::{Geometry, Snapshot};
+use shadow::{Geometry, Snapshot, TreeBlock};
 
 /// The region map of one file system on one device.
 #[derive(Debug)]
@@ -12,6 +15,8 @@ pub struct Regions {
     pub geometry: Geometry,
     /// UUIDs that a tree block may carry.
     uuids: Vec<parser::Uuid>,
+    /// Where the copies of a block lie.
+    chunks: Arc<ChunkMap>,
     /// Ranges of data, by start; whatever lies in none of them may hold tree blocks.
     data: Vec<(u64, u64)>,
 }
@@ -23,7 +28,8 @@ impl Regions {
         let geometry = snapshot.geometry.clone();
         let mut uuids = vec![geometry.metadata_uuid];
         uuids.extend_from_slice(&snapshot.seed_uuids);
-        Regions { data: data_ranges(&snapshot.chunks, geometry.devid), geometry, uuids }
+        let chunks = Arc::clone(&snapshot.chunks);
+        Regions { data: data_ranges(&chunks, geometry.devid), chunks, geometry, uuids }
     }
 
     /// Whether both mean the same ranges.
@@ -39,6 +45,22 @@ impl Regions {
         let index = self.data.partition_point(|&(from, _)| from <= start);
         let before = index.checked_sub(1).and_then(|index| self.data.get(index));
         before.is_none_or(|&(_, to)| end > to)
+    }
+
+    /// A block that has these bytes.
+    #[must_use]
+    pub fn parse(&self, bytes: &[u8]) -> TreeBlock {
+        TreeBlock::new(bytes.into(), self.geometry.csum, self.geometry.sectorsize)
+    }
+
+    /// Where on this device the other copies of the block at `place` lie.
+    pub fn other_copies(&self, place: u64) -> impl Iterator<Item = u64> {
+        let devid = self.geometry.devid;
+        let found = self.chunks.logical(Physical { devid, offset: place });
+        let copies =
+            found.and_then(|(_, bytenr)| self.chunks.copies(bytenr, self.geometry.nodesize.into()).ok());
+        let here = copies.into_iter().flatten().filter(move |copy| copy.devid == devid);
+        here.map(|copy| copy.offset).filter(move |offset| *offset != place)
     }
 
     /// The candidates among the bytes written at `offset`: place, and the bytes of one block. Tree blocks begin at
