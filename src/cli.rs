@@ -71,6 +71,9 @@ pub struct Check {
     /// Print events as JSON, one object a line
     #[arg(long)]
     pub json: bool,
+    /// Check an image that another process is writing to all the same: what changes meanwhile may look like damage
+    #[arg(long, short = 'U')]
+    pub force_share: bool,
     /// Which rules count.
     #[command(flatten)]
     pub rules: RuleOptions,
@@ -125,6 +128,16 @@ pub enum CtlCommand {
     Stop,
 }
 
+/// Something that is on unless it is switched off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Switch {
+    /// Done
+    #[default]
+    On,
+    /// Not done
+    Off,
+}
+
 /// Options of `rules`.
 #[derive(Debug, Args)]
 pub struct Rules {
@@ -163,6 +176,9 @@ pub struct Serve {
     /// Refuse all writes
     #[arg(long)]
     pub read_only: bool,
+    /// Lock the image, as QEMU does, so that nobody writes to it at the same time
+    #[arg(long, value_name = "WHETHER", value_enum, default_value_t = Switch::On)]
+    pub locking: Switch,
     /// What to do with a commit that violates a rule. Warnings, and what can't be verified, are always written
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = Policy::Report)]
     pub on_violation: Policy,

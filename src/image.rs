@@ -3,13 +3,14 @@
 //! Knows nothing about btrfs or about who asks. Formats other than raw come as further implementations of
 //! [`Image`].
 
+mod lock;
 mod raw;
 
 use std::io;
 
 use crate::engine::Engine;
 
-pub use raw::{EngineKind, RawImage, RawOptions};
+pub use raw::{EngineKind, LOCK_PATIENCE, RawImage, RawOptions};
 
 /// A disk image. All operations may be called from any thread at once; offsets and lengths are in bytes.
 pub trait Image: Send + Sync {

@@ -11,12 +11,12 @@ use anyhow::{Context as _, Result, bail};
 use shadow::Rules;
 
 use crate::capture::{Capture, CaptureShared, Message};
-use crate::cli::Serve;
+use crate::cli::{Serve, Switch};
 use crate::control::ControlServer;
 use crate::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle};
 use crate::events::{JsonSink, Sinks, TextSink};
 use crate::fault::FaultPlan;
-use crate::image::{Image, RawImage, RawOptions};
+use crate::image::{Image, LOCK_PATIENCE, RawImage, RawOptions};
 use crate::signals;
 use crate::tap::Tap;
 use crate::verifier::{self, Summary, VerifierOptions};
@@ -33,9 +33,7 @@ pub fn run(options: &Serve) -> Result<Summary> {
     let stop = StopHandle::new().context("can't make an event")?;
     // Before any thread is started, so that all of them leave the signals to one.
     signals::stop_on_signal(&stop).context("can't handle signals")?;
-    let raw_options =
-        RawOptions { read_only: options.read_only, direct: options.direct_io, engine: options.io_engine };
-    let image: Arc<dyn Image> = Arc::new(RawImage::open_with(blk_file, raw_options)?);
+    let image = open(blk_file, options)?;
     let sinks = sinks(options)?;
     let socket = socket(options)?;
     let shared = CaptureShared::new(Arc::clone(&image), options.capture_memory);
@@ -75,6 +73,22 @@ pub fn run(options: &Serve) -> Result<Summary> {
     match verifier.join() {
         Ok(summary) => Ok(summary),
         Err(_) => bail!("the verifier's thread has panicked: please report this"),
+    }
+}
+
+fn open(path: &Path, options: &Serve) -> Result<Arc<dyn Image>> {
+    let raw_options = RawOptions {
+        read_only: options.read_only,
+        direct: options.direct_io,
+        engine: options.io_engine,
+        lock: (options.locking == Switch::On).then_some(LOCK_PATIENCE),
+    };
+    match RawImage::open_with(path, raw_options) {
+        Ok(image) => Ok(Arc::new(image)),
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            bail!("{error}. Stop the other one first; --locking off serves it regardless, and can destroy it")
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

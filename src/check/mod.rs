@@ -5,6 +5,7 @@ mod data;
 mod progress;
 mod source;
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,7 +24,7 @@ pub use source::ImageSource;
 use crate::capture::{PRIMARY_SUPER, SUPER_SIZE};
 use crate::cli::Check;
 use crate::events::{Attach, Event, Fsid, Sinks};
-use crate::image::{Image, RawImage};
+use crate::image::{Image, LOCK_PATIENCE, RawImage, RawOptions};
 use crate::serve;
 
 /// Checks every image; returns the exit code: the gravest of all, 1 before 2 before 3.
@@ -52,7 +53,7 @@ pub fn run(options: &Check) -> Result<u8> {
 
 fn check_image(path: &Path, options: &Check, rules: &Rules, sinks: &mut Sinks) -> Result<u8> {
     let started = Instant::now();
-    let image: Arc<dyn Image> = Arc::new(RawImage::open(path, true)?);
+    let image = open(path, options)?;
     let superblock = read_super(image.as_ref())?;
     let view = SuperBlock::parse(&superblock).context("super block")?;
     let geometry = Geometry::new(&view)?;
@@ -106,6 +107,17 @@ fn check_image(path: &Path, options: &Check, rules: &Rules, sinks: &mut Sinks) -
         println!("{}: {verdict}", path.display());
     }
     Ok(code)
+}
+
+fn open(path: &Path, options: &Check) -> Result<Arc<dyn Image>> {
+    let lock = (!options.force_share).then_some(LOCK_PATIENCE);
+    match RawImage::open_with(path, RawOptions { read_only: true, lock, ..RawOptions::default() }) {
+        Ok(image) => Ok(Arc::new(image)),
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            bail!("{error}. --force-share checks it regardless; what changes meanwhile may look like damage")
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn read_super(image: &dyn Image) -> Result<Box<[u8]>> {

@@ -8,10 +8,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::warn;
 
 use super::Image;
+use super::lock::{ImageLock, Locked, wait_while_busy};
 use crate::engine::{Direct, Engine, Files, SyncEngine, UringEngine};
 
 /// How a raw image is read and written.
@@ -23,7 +25,13 @@ pub struct RawOptions {
     pub direct: bool,
     /// What moves the bytes.
     pub engine: EngineKind,
+    /// Whether the image is locked against other processes, and how long those may take to give it back.
+    pub lock: Option<Duration>,
 }
+
+/// How long `serve` and `check` wait for the image. Not for another user, who would keep it for hours: for requests that
+/// a process that was killed has left in the kernel.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What moves the bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -44,6 +52,7 @@ pub struct RawImage {
     engine: EngineKind,
     len: u64,
     read_only: bool,
+    _lock: Option<ImageLock>,
 }
 
 impl RawImage {
@@ -52,22 +61,16 @@ impl RawImage {
         Self::open_with(path, RawOptions { read_only, ..RawOptions::default() })
     }
 
-    /// The same with options.
+    /// The same with options. An image that another process has locked is an error of kind `ResourceBusy`.
     pub fn open_with(path: &Path, options: RawOptions) -> io::Result<Self> {
         let RawOptions { read_only, engine, .. } = options;
         let explain = |error: io::Error, what: &str| {
             io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
         };
-        // A block device that is mounted, or part of another device, must not be written to behind its user's back.
-        let is_device = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
-        let exclusive = if is_device && !read_only { libc::O_EXCL } else { 0 };
         let access = if read_only { "cannot open (read-only)" } else { "cannot open for writing" };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(!read_only)
-            .custom_flags(exclusive)
-            .open(path)
-            .map_err(|error| explain(error, access))?;
+        let mut file =
+            wait_while_busy(options.lock.unwrap_or_default(), "the device is busy", || open(path, read_only))
+                .map_err(|error| explain(error, access))?;
         let kind = file.metadata().map_err(|error| explain(error, "cannot examine"))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             let error =
@@ -82,7 +85,10 @@ impl RawImage {
             let error = io::Error::new(io::ErrorKind::InvalidInput, "the plain engine has no direct I/O");
             return Err(explain(error, "cannot use"));
         }
-        Ok(Self { file: Arc::new(file), direct, engine, len, read_only })
+        let file = Arc::new(file);
+        let lock = options.lock.map(|patience| lock(path, &file, read_only, patience)).transpose();
+        let lock = lock.map_err(|error| explain(error, "cannot lock"))?.flatten();
+        Ok(Self { file, direct, engine, len, read_only, _lock: lock })
     }
 
     fn refuse_if_read_only(&self) -> io::Result<()> {
@@ -130,6 +136,28 @@ impl Image for RawImage {
                 plain()
             }
             Err(error) => Err(io::Error::new(error.kind(), format!("cannot use io_uring: {error}"))),
+        }
+    }
+}
+
+fn open(path: &Path, read_only: bool) -> io::Result<File> {
+    // A block device that is mounted, or part of another device, must not be written to behind its user's back.
+    let is_device = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+    let exclusive = if is_device && !read_only { libc::O_EXCL } else { 0 };
+    OpenOptions::new().read(true).write(!read_only).custom_flags(exclusive).open(path)
+}
+
+/// The lock on an image, where that is possible.
+fn lock(path: &Path, file: &Arc<File>, read_only: bool, patience: Duration) -> io::Result<Option<ImageLock>> {
+    match ImageLock::acquire(file, !read_only, patience)? {
+        Locked::Yes(lock) => Ok(Some(lock)),
+        Locked::NotPossible(error) => {
+            warn!(
+                "there are no locks where {} is ({error}): nothing keeps other processes from using it at the \
+                 same time",
+                path.display()
+            );
+            Ok(None)
         }
     }
 }
