@@ -15,7 +15,7 @@ mod kinds;
 mod rng;
 
 pub use image::{LiveBlock, Patches, corrupt_image, live_blocks, plan};
-pub use kinds::{Kind, all, find};
+pub use kinds::{Kind, Wanted, all, find};
 
 use edit::Edited;
 use parser::{Block, ChecksumType};
@@ -59,6 +59,12 @@ fn code_matches(code: &str, expected: &str) -> bool {
 /// block's place in its tree want a block that is not the tree's root ([`Kind::needs_parent`]).
 #[must_use]
 pub fn mutate_block(bytes: &mut [u8], kind: &Kind, seed: u64) -> Option<Planted> {
+    mutate_wanted(bytes, kind, &|_, _| true, seed)
+}
+
+/// The same, for a kind that changes an item, at one that is wanted.
+#[must_use]
+pub fn mutate_wanted(bytes: &mut [u8], kind: &Kind, wanted: Wanted<'_>, seed: u64) -> Option<Planted> {
     let csum = checksum_type(bytes)?;
     let header = Block::parse(bytes).ok()?.header();
     let (block, level) = (header.bytenr(), header.level());
@@ -67,7 +73,7 @@ pub fn mutate_block(bytes: &mut [u8], kind: &Kind, seed: u64) -> Option<Planted>
         return None;
     }
     let mut rng = Rng::new(seed);
-    let Edited { bytes: mut changed, change } = kind.apply(bytes, &mut rng)?;
+    let Edited { bytes: mut changed, change } = kind.apply(bytes, wanted, &mut rng)?;
     if !kind.leaves_checksum {
         csum.seal(&mut changed);
     }

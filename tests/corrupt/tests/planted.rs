@@ -34,7 +34,10 @@ fn images() -> Vec<(Spec, Image)> {
         Spec::new("skinny dup", "-n 4096 -m dup -R quota"),
         Spec::new("fat single", "-n 4096 -m single -O ^skinny-metadata --csum xxhash"),
     ];
-    specs.into_iter().map(|spec| (spec.clone(), spec.build(&script))).collect()
+    let mut images: Vec<_> = specs.into_iter().map(|spec| (spec.clone(), spec.build(&script))).collect();
+    let small = Spec::new("small dup", "-n 16384 -m dup");
+    images.push((small.clone(), small.build("btrfs -q subvolume create a; btrfs -q subvolume create b")));
+    images
 }
 
 /// Whether the model must see a fault of this kind: it knows about references and sums, and reads every tree, but
@@ -71,8 +74,12 @@ fn every_kind_is_a_fault_on_a_real_image() {
         let file = File::open(image.path()).unwrap();
         let untouched = Patches::new();
         assert!(examine(&mut patched(&file, &untouched)).unwrap().differences.is_empty(), "{}", spec.name);
-        for kind in corrupt::all() {
+        for kind in corrupt::all().into_iter().filter(|kind| !kind.is_for_logs()) {
             let applied = planted_in.entry(kind.name.clone()).or_default();
+            // For what needs the root tree in one leaf.
+            if spec.name == "small dup" && *applied > 0 {
+                continue;
+            }
             for seed in 0..2 {
                 let Ok((planted, patches)) = corrupt::plan(&mut patched(&file, &untouched), &kind, seed)
                 else {

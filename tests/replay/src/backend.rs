@@ -259,11 +259,13 @@ pub struct Reported {
     pub code: String,
     /// What it says.
     pub message: String,
+    /// Whether it is an error, and no warning.
+    pub is_error: bool,
 }
 
 impl Reported {
     fn new(event: &Value) -> Self {
         let text = |name: &str| event[name].as_str().unwrap_or_default().to_owned();
-        Reported { code: text("code"), message: text("message") }
+        Reported { code: text("code"), message: text("message"), is_error: text("severity") == "error" }
     }
 }

@@ -146,8 +146,8 @@ impl Campaign {
     /// Up to `each` faults of every kind that is wanted by its name.
     #[must_use]
     pub fn trials(&self, each: usize, wanted: impl Fn(&str) -> bool) -> Vec<Trial> {
-        let kinds: Vec<Kind> =
-            corrupt::all().into_iter().filter(|kind| !kind.is_for_inodes() && wanted(&kind.name)).collect();
+        let is_wanted = |kind: &Kind| !kind.is_for_inodes() && !kind.is_for_logs() && wanted(&kind.name);
+        let kinds: Vec<Kind> = corrupt::all().into_iter().filter(is_wanted).collect();
         let chosen =
             on_two_threads(kinds.len(), |index| choose(&kinds[index], &self.recorded, each, index as u64));
         let mut trials = Vec::new();

@@ -44,6 +44,7 @@ const STEPS: &[(&str, &str)] = &[
         "after the balance",
         "rm -f d/late*[05]; head -c 70000 /dev/urandom > d/big; touch third 2> /dev/null || true",
     ),
+    ("resize", "btrfs filesystem resize -16m . > /dev/null; head -c 90000 /dev/urandom > d/resized"),
     ("balance data", "btrfs balance start -d . > /dev/null 2>&1 || true"),
     ("many small files", "mkdir m; seq 900 | (cd m; split -l 1 -a 3 - x)"),
     ("touch them", "touch m/x*[ae]; rm m/x*b"),

@@ -1,9 +1,10 @@
 //! Chooses where faults are planted: in tree blocks that a recorded commit makes reachable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use corrupt::{Kind, Planted};
 use oracle::Volume;
+use parser::{Block, Key, ids};
 
 use crate::disk::Memory;
 use crate::history::{Change, History, Step};
@@ -28,6 +29,8 @@ pub struct Target {
     pub step: usize,
     /// New blocks.
     pub newborn: Vec<Newborn>,
+    /// Items of the checksum tree before the step.
+    pub old_sums: HashSet<(Key, Vec<u8>)>,
 }
 
 /// A fault to be planted in a step.
@@ -53,17 +56,20 @@ pub fn targets(history: &History) -> Vec<Target> {
     let mut memory = Memory::load(history.base.path());
     let mut targets = Vec::new();
     for (index, step) in history.steps.iter().enumerate() {
+        let followed = history.steps.get(index + 1).is_some_and(Step::is_single);
+        let is_target = step.is_single() && followed;
+        let old_sums = if is_target { sums(&memory) } else { Ok(HashSet::new()) };
         let before: Vec<Vec<u8>> = step
             .blocks
             .iter()
             .map(|change| memory.get(change.offset, change.bytes.len()).unwrap_or_default().to_vec())
             .collect();
         step.apply(&mut memory);
-        let followed = history.steps.get(index + 1).is_some_and(Step::is_single);
-        if step.is_single() && followed {
-            let newborn = newborn(&memory, step, &before)
-                .unwrap_or_else(|error| panic!("{}, {}: {error}", history.name, step.doing));
-            targets.push(Target { step: index, newborn });
+        if is_target {
+            let unsound = |error: String| -> ! { panic!("{}, {}: {error}", history.name, step.doing) };
+            let newborn = newborn(&memory, step, &before).unwrap_or_else(|error| unsound(error));
+            let old_sums = old_sums.unwrap_or_else(|error| unsound(error));
+            targets.push(Target { step: index, newborn, old_sums });
         }
     }
     targets
@@ -86,6 +92,22 @@ fn newborn(memory: &Memory, step: &Step, before: &[Vec<u8>]) -> Result<Vec<Newbo
         newborn.push(Newborn { is_root: block.is_root, bytenr, copies, before });
     }
     Ok(newborn)
+}
+
+/// All items of the checksum tree.
+fn sums(memory: &Memory) -> Result<HashSet<(Key, Vec<u8>)>, String> {
+    let mut read = |offset: u64, buffer: &mut [u8]| memory.read_at(offset, buffer);
+    let mut volume = Volume::open(&mut read)?;
+    let mut sums = HashSet::new();
+    let roots = oracle::roots(&mut volume)?;
+    for root in roots.iter().filter(|root| root.key.objectid == ids::CSUM_TREE) {
+        volume.walk(root.bytenr, root.level, &mut |_, block: &Block<'_>| {
+            if let Block::Leaf(leaf) = block {
+                sums.extend(leaf.items().map(|(key, data)| (key, data.to_vec())));
+            }
+        })?;
+    }
+    Ok(sums)
 }
 
 /// Chooses up to `wanted` places for a kind of fault, in different histories and steps as far as there are any.
@@ -132,7 +154,9 @@ fn plant(kind: &Kind, step: &Step, target: &Target, seed: u64) -> Option<(Plante
     Rng::new(seed).shuffle(&mut order);
     order.into_iter().find_map(|block| {
         let mut bytes = step.blocks.get(*block.copies.first()?)?.bytes.clone();
-        let planted = corrupt::mutate_block(&mut bytes, kind, seed)?;
+        let is_old =
+            |key: &Key, data: &[u8]| !kind.needs_old_item || target.old_sums.contains(&(*key, data.to_vec()));
+        let planted = corrupt::mutate_wanted(&mut bytes, kind, &is_old, seed)?;
         Some((planted, block.copies.iter().map(|index| (*index, bytes.clone())).collect()))
     })
 }

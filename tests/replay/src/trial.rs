@@ -68,11 +68,16 @@ fn codes(reported: &[Reported]) -> impl Iterator<Item = &str> {
     reported.iter().map(|violation| violation.code.as_str())
 }
 
+fn has_error(reported: &[Reported]) -> bool {
+    reported.iter().any(|violation| violation.is_error)
+}
+
 impl Finding {
     /// Whether the commit that carries the fault was judged as it should be.
     #[must_use]
     pub fn found_online(&self) -> bool {
-        let verdict = if self.is_harmless() { "clean" } else { "violations" };
+        // Warnings change no verdict.
+        let verdict = if has_error(&self.online) { "violations" } else { "clean" };
         self.verdict == verdict && self.planted.is_found_in(codes(&self.online))
     }
 
@@ -88,7 +93,7 @@ impl Finding {
         if self.online_only {
             return self.offline_code == Some(0) && self.offline.is_empty();
         }
-        let wanted = i32::from(!self.is_harmless());
+        let wanted = i32::from(has_error(&self.offline));
         // What keeps `check` from opening the image is exit 2.
         self.offline_code == Some(2) && !self.is_harmless()
             || self.offline_code == Some(wanted) && self.planted.is_found_in(codes(&self.offline))

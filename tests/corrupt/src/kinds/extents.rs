@@ -137,6 +137,8 @@ pub fn kinds() -> Vec<Kind> {
         kind("owner-ref-without-simple-quotas", owner_ref, &["ref/owner-ref"]),
         kind("keyed-ref-cut-short", keyed_cut_short, MALFORMED),
         kind("keyed-ref-without-extent-item", keyed_alone, &["ref/no-extent-item", "ref/"]),
+        kind("data-extent-item-doubled", data_doubled, &["ref/extent-overlap"]),
+        kind("tree-extent-item-doubled", tree_doubled, &["ref/extent-overlap"]),
         kind("keyed-data-doubled", keyed_doubled, &["ref/duplicate-backref", "ref/"]),
     ]
 }
@@ -371,4 +373,25 @@ fn older_data(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
         let old = extent.fixed.generation.get();
         (1 < old && old < newest).then(|| generation(extent, |old| old - 1))?
     })
+}
+
+/// A second extent item of the same extent, a sector shorter.
+fn data_doubled(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let mut item = leaf.items.get(slot)?.clone();
+    Extent::parse(&item).filter(Extent::is_data)?;
+    item.key.offset = item.key.offset.checked_sub(4096).filter(|len| *len > 0)?;
+    let note = format!("{}: added", item.key);
+    leaf.items.push(item);
+    Some(note)
+}
+
+/// A second extent item of the same tree block, of another level.
+fn tree_doubled(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let mut item = leaf.items.get(slot)?.clone();
+    Extent::parse(&item).filter(Extent::is_tree_block)?;
+    // The offset of a skinny item is the level, that of another one the length.
+    item.key.offset += 1;
+    let note = format!("{}: added", item.key);
+    leaf.items.push(item);
+    Some(note)
 }

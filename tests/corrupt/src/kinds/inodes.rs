@@ -1,8 +1,9 @@
 //! Faults in the inodes of a subvolume: each item is well formed, but they disagree. Only `check --inodes` looks.
 
+use parser::file_extent::Encoding;
 use parser::inode::InodeItem;
 use parser::key::item;
-use parser::layout;
+use parser::{FileExtent, layout};
 
 use super::{Edit, Kind, LeafEdit, Place};
 use crate::edit::{self, Leaf};
@@ -27,6 +28,8 @@ pub fn kinds() -> Vec<Kind> {
             |leaf, slot, _| lost(leaf, slot, item::DIR_ITEM),
             &["inode/name", "inode/dir-size"],
         ),
+        ("inode-without-inode-item", super::items::inode_lost, &["inode/no-item"]),
+        ("inode-extent-shorter", extent_shorter, &["inode/extents"]),
         ("dir-index-of-another-inode", another_inode, &["inode/name"]),
     ];
     rows.iter()
@@ -95,4 +98,14 @@ fn another_inode(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
         entry.location.objectid = (entry.location.objectid.get() + 1).into();
     })?;
     Some(format!("{}: leads to another inode", item.key))
+}
+
+/// A file extent that ends a sector before the next one begins. Where holes need no extent that is none.
+fn extent_shorter(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let item = leaf.items.get_mut(slot).filter(|item| item.key.item_type == item::EXTENT_DATA)?;
+    Encoding::parse(&item.data).ok().filter(|encoding| encoding.compression == 0)?;
+    let len =
+        FileExtent::parse(&item.data).ok()?.extent()?.num_bytes.checked_sub(4096).filter(|len| *len > 0)?;
+    edit::change::<layout::FileExtent>(&mut item.data, |extent| extent.num_bytes = len.into())?;
+    Some(format!("{}: num_bytes became {len}", item.key))
 }

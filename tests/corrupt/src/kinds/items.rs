@@ -56,6 +56,8 @@ pub fn kinds() -> Vec<Kind> {
         ("chunk-sector-size", Place::CHUNK_LEAF, chunk_sector_size, &["tree/chunk-item"]),
         ("dev-extent-of-another-tree", Place::DEV_LEAF, dev_extent_tree, &["tree/dev-extent"]),
         ("uuid-item-cut-short", Place::UUID_LEAF, uuid_cut_short, &["tree/uuid-item"]),
+        ("orphan-item-of-an-inode", Place::FileLeaf, orphan_inode, &["tree/orphan-item"]),
+        ("log-item-cut-short", Place::LOG_LEAF, log_cut_short, &["tree/log-item"]),
         ("qgroup-info-cut-short", Place::QUOTA_LEAF, qgroup_cut_short, &["tree/qgroup-item"]),
     ];
     let mut kinds: Vec<Kind> = rows
@@ -119,7 +121,7 @@ fn inode_cut_short(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> 
 }
 
 /// The inode item of an inode that has more items, behind another inode.
-fn inode_lost(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+pub(super) fn inode_lost(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     let key = leaf.items.get(slot).filter(|item| item.key.item_type == item::INODE_ITEM)?.key;
     leaf.items.get(slot.checked_sub(1)?)?;
     let follows = [item::INODE_REF, item::XATTR_ITEM, item::EXTENT_DATA];
@@ -319,6 +321,18 @@ fn dev_extent_tree(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> 
 
 fn uuid_cut_short(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     truncate(leaf, slot, item::UUID_KEY_SUBVOL, 3)
+}
+
+/// An item of the type of orphan items behind the last item of an inode.
+fn orphan_inode(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let inode = leaf.items.get(slot).filter(|item| item.key.item_type == item::INODE_ITEM)?.key.objectid;
+    let key = parser::Key::new(inode, item::ORPHAN_ITEM, 0);
+    leaf.items.push(Item { key, data: Vec::new() });
+    Some(format!("{key}: added"))
+}
+
+fn log_cut_short(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    truncate(leaf, slot, item::DIR_LOG_INDEX, 1)
 }
 
 fn qgroup_cut_short(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {

@@ -11,7 +11,7 @@ mod nodes;
 mod roots;
 mod space;
 
-use parser::ids;
+use parser::{Key, ids};
 
 use crate::edit::{Edited, Leaf, Node};
 use crate::rng::Rng;
@@ -29,6 +29,8 @@ pub struct Kind {
     pub needs_past: bool,
     /// Only a block of the newest generation is sure to show the fault: it can't have FULL_BACKREF.
     pub needs_new_block: bool,
+    /// Only an item that the commit before had just as it is shows the fault: what is new may say anything.
+    pub needs_old_item: bool,
     /// The model of the references, which the tests compare with, knows nothing of what is changed.
     pub is_beyond_model: bool,
     pub(crate) place: Place,
@@ -53,6 +55,8 @@ pub(crate) enum Place {
     CsumBlock,
     /// Leaves of the root tree.
     RootLeaf,
+    /// Nodes of the root tree.
+    RootNode,
     /// Leaves of the tree with this id.
     LeafOf(u64),
     /// Leaves of the tree that holds block group items.
@@ -65,6 +69,7 @@ impl Place {
     pub(crate) const DEV_LEAF: Place = Place::LeafOf(ids::DEV_TREE);
     pub(crate) const FREE_SPACE_LEAF: Place = Place::LeafOf(ids::FREE_SPACE_TREE);
     pub(crate) const QUOTA_LEAF: Place = Place::LeafOf(ids::QUOTA_TREE);
+    pub(crate) const LOG_LEAF: Place = Place::LeafOf(ids::TREE_LOG);
     pub(crate) const UUID_LEAF: Place = Place::LeafOf(ids::UUID_TREE);
 
     /// Whether a block is one of them.
@@ -78,6 +83,7 @@ impl Place {
             Place::FileBlock => ids::is_fs_tree(owner),
             Place::CsumBlock => owner == ids::CSUM_TREE,
             Place::RootLeaf => owner == ids::ROOT_TREE && leaf,
+            Place::RootNode => owner == ids::ROOT_TREE && !leaf,
             Place::LeafOf(tree) => owner == tree && leaf,
             Place::GroupLeaf => [ids::EXTENT_TREE, ids::BLOCK_GROUP_TREE].contains(&owner) && leaf,
         }
@@ -90,6 +96,9 @@ type LeafEdit = fn(&mut Leaf, usize, &mut Rng) -> Option<String>;
 type NodeEdit = fn(&mut Node, usize, &mut Rng) -> Option<String>;
 /// Changes the bytes of a block.
 type RawEdit = fn(&mut [u8], &mut Rng) -> Option<String>;
+
+/// Whether an item, by its key and data, may be changed.
+pub type Wanted<'a> = &'a dyn Fn(&Key, &[u8]) -> bool;
 
 /// How the block is changed.
 #[derive(Debug, Clone, Copy)]
@@ -114,6 +123,7 @@ impl Kind {
             needs_parent: false,
             needs_past: false,
             needs_new_block: false,
+            needs_old_item: false,
             is_beyond_model: false,
             place,
             leaves_checksum: false,
@@ -139,6 +149,12 @@ impl Kind {
         self
     }
 
+    /// The same for items that the commit before had as they are.
+    pub(crate) fn in_old_items(mut self) -> Self {
+        (self.needs_past, self.needs_old_item) = (true, true);
+        self
+    }
+
     /// The same for what the model can't see.
     pub(crate) fn beyond_the_model(mut self) -> Self {
         self.is_beyond_model = true;
@@ -156,14 +172,21 @@ impl Kind {
         !self.expected.is_empty() && self.families().all(|family| family == "inode")
     }
 
-    /// Changes a block, at the first of its slots, in random order, that has what the kind changes.
-    pub(crate) fn apply(&self, bytes: &[u8], rng: &mut Rng) -> Option<Edited> {
+    /// Whether the fault can be planted in a log tree only, which is there between an fsync and the next commit.
+    #[must_use]
+    pub fn is_for_logs(&self) -> bool {
+        self.place == Place::LOG_LEAF
+    }
+
+    /// Changes a block, at the first of its slots, in random order, that has what the kind changes, and an item that
+    /// is `wanted`.
+    pub(crate) fn apply(&self, bytes: &[u8], wanted: Wanted<'_>, rng: &mut Rng) -> Option<Edited> {
         match self.edit {
-            Edit::Item(edit) => on_leaf(bytes, rng, true, edit),
-            Edit::Disorder(edit) => on_leaf(bytes, rng, false, edit),
-            Edit::Backref(stored, form, change) => {
-                on_leaf(bytes, rng, true, |leaf, slot, rng| stored.apply(form, change, leaf, slot, rng))
-            }
+            Edit::Item(edit) => on_leaf(bytes, rng, (wanted, true), edit),
+            Edit::Disorder(edit) => on_leaf(bytes, rng, (wanted, false), edit),
+            Edit::Backref(stored, form, change) => on_leaf(bytes, rng, (wanted, true), |leaf, slot, rng| {
+                stored.apply(form, change, leaf, slot, rng)
+            }),
             Edit::Pointer(edit) => on_node(bytes, rng, edit),
             Edit::Raw(edit) => {
                 let mut bytes = bytes.to_vec();
@@ -177,12 +200,15 @@ impl Kind {
 fn on_leaf(
     bytes: &[u8],
     rng: &mut Rng,
-    settle: bool,
+    (wanted, settle): (Wanted<'_>, bool),
     edit: impl Fn(&mut Leaf, usize, &mut Rng) -> Option<String>,
 ) -> Option<Edited> {
     let original = Leaf::parse(bytes)?;
     for slot in rng.order(original.items.len()) {
         let mut leaf = original.clone();
+        if !leaf.items.get(slot).is_some_and(|item| wanted(&item.key, &item.data)) {
+            continue;
+        }
         let Some(change) = edit(&mut leaf, slot, rng) else { continue };
         if settle && !leaf.settle(&original) {
             continue;

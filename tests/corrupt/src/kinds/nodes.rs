@@ -46,7 +46,7 @@ fn elsewhere(node: &mut Node, slot: usize, rng: &mut Rng) -> Option<String> {
 }
 
 /// The address and generation of the child before.
-fn doubled(node: &mut Node, slot: usize, _: &mut Rng) -> Option<String> {
+pub(super) fn doubled(node: &mut Node, slot: usize, _: &mut Rng) -> Option<String> {
     let before = *node.ptrs.get(slot.checked_sub(1)?)?;
     let ptr = node.ptrs.get_mut(slot)?;
     (ptr.bytenr, ptr.generation) = (before.bytenr, before.generation);

@@ -3,6 +3,7 @@
 use parser::key::item;
 use parser::{Key, RootItem, ids, layout};
 
+use super::nodes::doubled;
 use super::{Edit, Kind, Place};
 use crate::edit::{self, Leaf};
 use crate::rng::Rng;
@@ -55,7 +56,11 @@ pub fn kinds() -> Vec<Kind> {
             .beyond_the_model(),
         kind("root-ref-of-another-directory", other_directory, &["root/ref"]).beyond_the_model(),
         kind("root-ref-leads-nowhere", leads_nowhere, &["root/ref", "root/unknown"]).beyond_the_model(),
+        kind("root-links-lost", links_lost, &["root/unreferenced"]).beyond_the_model(),
+        kind("root-links-renamed", links_renamed, &["root/dir-item"]).beyond_the_model(),
+        kind("root-generation-v2", generation_v2, &["root/generation-v2"]).beyond_the_model(),
         kind("root-item-cut-short", cut_short, &["tree/root-item"]),
+        Kind::new("root-pointer-doubled", Place::RootNode, Edit::Pointer(doubled), &["tree/doubly-linked"]),
     ]
 }
 
@@ -147,4 +152,36 @@ fn leads_nowhere(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     let old = item.key;
     item.key.offset += 1 << 40;
     Some(format!("{old} became {}", item.key))
+}
+
+/// The items of the link that the item in `slot` begins, where the other half stands in the same leaf.
+fn both_halves(leaf: &Leaf, slot: usize) -> Option<(Key, [usize; 2])> {
+    let key = leaf.items.get(slot).filter(|item| item.key.item_type == item::ROOT_REF)?.key;
+    let back = Key::new(key.offset, item::ROOT_BACKREF, key.objectid);
+    let other = leaf.items.iter().position(|item| item.key == back)?;
+    Some((key, [slot, other]))
+}
+
+/// Nothing links to the subvolume any more.
+fn links_lost(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let (key, mut halves) = both_halves(leaf, slot)?;
+    halves.sort_unstable();
+    halves.iter().rev().for_each(|slot| drop(leaf.items.remove(*slot)));
+    Some(format!("{key}: lost, and its backref with it"))
+}
+
+/// Both halves agree on a name that stands in no directory.
+fn links_renamed(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let (key, halves) = both_halves(leaf, slot)?;
+    for slot in halves {
+        *leaf.items.get_mut(slot)?.data.last_mut()? ^= 1;
+    }
+    Some(format!("{key}: another name, in its backref too"))
+}
+
+fn generation_v2(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let item = leaf.items.get_mut(slot).filter(|item| item.key.item_type == item::ROOT_ITEM)?;
+    let old = RootItem::parse(&item.data).ok()?.generation_v2.filter(|old| *old > 1)?;
+    edit::change::<layout::RootItem>(&mut item.data, |root| root.generation_v2 = (old - 1).into())?;
+    Some(format!("{}: generation_v2 {old} became {}", item.key, old - 1))
 }

@@ -22,6 +22,7 @@ pub fn kinds() -> Vec<Kind> {
     let free = |name, edit, expected| kind(name, Place::FREE_SPACE_LEAF, edit, expected);
     let device = |name, edit, expected| kind(name, Place::DEV_LEAF, edit, expected);
     let chunk = |name, edit, expected| kind(name, Place::CHUNK_LEAF, edit, expected);
+    let csum = |name, edit| kind(name, Place::CSUM_LEAF, edit, &["space/csum-changed"]).in_old_items();
     let kinds = vec![
         group(
             "block-group-used-plus-1-block",
@@ -67,12 +68,16 @@ pub fn kinds() -> Vec<Kind> {
         device(
             "dev-extent-past-the-end",
             |leaf, slot, _| {
-                // Over the next one it would be a malformed item.
+                // Over the next one it would be another fault.
                 let is_last = slot + 1 == leaf.items.len();
                 is_last.then(|| dev_extent(leaf, slot, |extent| extent.length = (1 << 50).into()))?
             },
             &["space/dev-extent-bounds"],
         ),
+        device("dev-extent-over-the-next", over_the_next, &["space/dev-extent-overlap"]),
+        chunk("metadata-chunk-past-the-device", past_the_device, &["tree/unreadable"]),
+        csum("csum-flipped", csum_flipped),
+        csum("csum-item-lost", csum_lost),
         chunk(
             "device-bytes-used-plus-64k",
             |leaf, slot, _| {
@@ -249,4 +254,36 @@ fn csum_stray(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     item.key = Key::new(ids::EXTENT_CSUM, item::EXTENT_CSUM, 1 << 50);
     leaf.items.push(item);
     last.then(|| format!("checksums for {}", 1u64 << 50))
+}
+
+/// A device extent that ends a little behind the beginning of the next one.
+fn over_the_next(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let next = leaf.items.get(slot + 1).filter(|next| next.key.item_type == item::DEV_EXTENT)?.key;
+    let own = leaf.items.get(slot)?.key;
+    let gap = next.offset.checked_sub(own.offset).filter(|_| next.objectid == own.objectid)?;
+    dev_extent(leaf, slot, |extent| extent.length = (gap + 65536).into())
+}
+
+/// The chunk of the tree blocks of all trees but its own, where no device has anything.
+fn past_the_device(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let item = item_of(leaf, slot, item::CHUNK_ITEM)?;
+    let chunk = edit::read::<layout::Chunk>(&item.data)?;
+    (chunk.chunk_type.get() & BlockFlags::METADATA != 0).then_some(())?;
+    let stripes = item.data.get_mut(size_of::<layout::Chunk>()..)?;
+    for stripe in stripes.chunks_mut(size_of::<layout::Stripe>()) {
+        edit::change::<layout::Stripe>(stripe, |stripe| stripe.offset = (1 << 50).into())?;
+    }
+    Some(format!("chunk {}: its stripes lie past the end of the device", item.key.offset))
+}
+
+fn csum_flipped(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let item = item_of(leaf, slot, item::EXTENT_CSUM)?;
+    *item.data.first_mut()? ^= 0x10;
+    Some(format!("{}: a bit of the first checksum", item.key))
+}
+
+fn csum_lost(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let key = item_of(leaf, slot, item::EXTENT_CSUM)?.key;
+    leaf.items.remove(slot);
+    Some(format!("{key}: lost"))
 }
