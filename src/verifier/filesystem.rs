@@ -167,17 +167,20 @@ impl FileSystem {
                 self.detach();
                 Judged::no_commit(Fate::Write)
             }
-            SuperChange::Invalid => Judged::no_commit(self.invalid(bytes.len() as u64 >= SUPER_SIZE)),
+            SuperChange::Invalid => Judged::no_commit(self.invalid(&next, bytes.len() as u64 >= SUPER_SIZE)),
         }
     }
 
     /// A super block that nothing can be mounted with, over one that is good.
-    fn invalid(&mut self, whole: bool) -> Fate {
+    fn invalid(&mut self, superblock: &[u8], whole: bool) -> Fate {
         if self.verifier.snapshot().is_some() {
             self.notice("a super block with a wrong checksum or impossible fields was written");
             // A tool that writes a sector at a time may yet come to the rest of it.
-            if whole && self.shared.policy.may_refuse() {
-                return Fate::Refuse;
+            if whole {
+                self.invalid_super(superblock);
+                if self.shared.policy.may_refuse() {
+                    return Fate::Refuse;
+                }
             }
         }
         self.detach();

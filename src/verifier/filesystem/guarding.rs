@@ -9,7 +9,7 @@ use shadow::live::LiveDelta;
 use shadow::{BlockSource, Code, CommitReport, Origin, ReadError, TreeBlock, Violation};
 
 use super::FileSystem;
-use crate::capture::{CaptureShared, SUPER_SIZE};
+use crate::capture::{CaptureShared, PRIMARY_SUPER, SUPER_SIZE};
 use crate::events::CommitKind;
 use crate::guard::Incident;
 
@@ -125,6 +125,16 @@ impl FileSystem {
     /// A flush was left out.
     pub fn not_flushed(&mut self, violation: Violation) {
         self.report_write(violation);
+    }
+
+    /// A whole super block was written with which nothing can be mounted.
+    pub(super) fn invalid_super(&mut self, superblock: &[u8]) {
+        let why = match SuperBlock::parse(superblock) {
+            Ok(_) => "checksum verify failed".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let message = format!("the super block is written with wrong content: {why}");
+        self.report_write(Violation::new(Code::TreeSuperBlock, PRIMARY_SUPER, SUPER_SIZE, message));
     }
 
     /// What was at the place of the primary super block is gone, or may be.

@@ -15,7 +15,7 @@ use crate::history::{History, Step};
 use crate::plan::{Target, choose, targets};
 use crate::recorder::{Plan, record, record_singly};
 use crate::trial::{Finding, Trial, finding};
-use crate::writes;
+use crate::{past, writes};
 
 /// A working copy of a history's disk, in a file and in memory, that goes forward from step to step.
 pub(crate) struct Work<'a> {
@@ -43,6 +43,15 @@ impl<'a> Work<'a> {
         step.changes().for_each(|change| self.write(change.offset, &change.bytes));
     }
 
+    /// What a commit writes, without anybody who looks on.
+    fn make(&self, writes: &Writes) {
+        writes
+            .blocks
+            .iter()
+            .chain(&writes.supers)
+            .for_each(|change| self.write(change.offset, &change.bytes));
+    }
+
     /// Puts back what commits have overwritten.
     pub(crate) fn restore(&self, commits: &[Writes]) {
         for change in commits.iter().flat_map(|writes| writes.blocks.iter().chain(&writes.supers)) {
@@ -56,15 +65,16 @@ impl<'a> Work<'a> {
     fn plant(&self, program: &Path, fault: &Trial, seed: u64) -> Finding {
         let step = &self.history.steps[fault.step];
         let next = self.history.steps.get(fault.step + 1).filter(|next| next.is_single());
+        let past = Writes { blocks: fault.past.clone(), supers: Vec::new() };
         let mut commits = vec![fault.writes.clone()];
         commits.extend(next.map(Writes::from));
+        self.make(&past);
         let outcome = Backend::start(program, self.image.path()).replay(&commits, seed);
         self.restore(&commits);
-        for change in commits[0].blocks.iter().chain(&commits[0].supers) {
-            self.write(change.offset, &change.bytes);
-        }
+        self.make(&past);
+        self.make(&commits[0]);
         let offline = check(program, self.image.path());
-        self.restore(&commits[..1]);
+        self.restore(&[past, commits.swap_remove(0)]);
         finding(fault, step, next, &outcome, &offline, &self.history.name)
     }
 }
@@ -160,6 +170,8 @@ impl Campaign {
         for (index, kind) in writes::KINDS.iter().filter(|kind| wanted(kind.name)).enumerate() {
             trials.extend(writes::choose(kind, &self.recorded, each, index as u64));
         }
+        let kinds: Vec<_> = past::KINDS.iter().filter(|kind| wanted(kind.name)).collect();
+        trials.extend(past::trials(&kinds, &self.recorded, each, 0));
         trials
     }
 

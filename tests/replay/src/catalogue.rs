@@ -15,13 +15,14 @@ const STEPS: &[(&str, &str)] = &[
     ("change both sides", "touch new/f*[13]; echo more > twin/f7; head -c 9000 /dev/urandom > twin/clone3"),
     ("read-only snapshot", "btrfs -q subvolume snapshot -r twin third"),
     ("punch holes", "for i in $(seq 1 2 40); do fallocate -p -o $((i % 5 * 8192)) -l 8192 new/clone$i; done"),
-    ("preallocate", "fallocate -l 2M new/pre; fallocate -l 300K twin/pre; mkdir twin/dir"),
+    ("preallocate", "fallocate -l 2M new/pre; fallocate -l 300K twin/pre; fallocate -l 256K new/once; mkdir twin/dir"),
     (
         "write into it",
-        "for i in 1 5 9 40; do head -c 8192 /dev/urandom | dd of=new/pre bs=4k seek=$i conv=notrunc status=none; done",
+        "for i in 1 5 9 40; do head -c 8192 /dev/urandom | dd of=new/pre bs=4k seek=$i conv=notrunc status=none
+            head -c 4096 /dev/urandom | dd of=new/once bs=4k seek=$i conv=notrunc status=none; done",
     ),
     ("compress", "mkdir z; chattr +c z; for i in 1 2 3; do yes $i | head -c 500000 > z/zip$i; done"),
-    ("remove", "rm -f new/clone*[24] f/real1*; truncate -s 5000 new/data; mv twin/f9 twin/dir/g9"),
+    ("remove", "rm -f new/clone*[24] new/once f/real1*; truncate -s 5000 new/data; mv twin/f9 twin/dir/g9"),
     ("rewrite a snapshot", "touch snap3/* snap5/*; head -c 30000 /dev/urandom > snap4/shared"),
     (
         "xattrs and links",

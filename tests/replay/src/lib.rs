@@ -7,6 +7,7 @@ pub mod catalogue;
 pub mod disk;
 pub mod driver;
 pub mod history;
+pub mod past;
 pub mod plan;
 pub mod recorder;
 pub mod refusal;

@@ -12,7 +12,7 @@ use crate::campaign::{Campaign, Work, on_two_threads};
 use crate::driver::Driver;
 use crate::history::Step;
 use crate::rng::Rng;
-use crate::trial::{Trial, is_for_later};
+use crate::trial::Trial;
 
 /// Longer than a verdict takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -54,7 +54,7 @@ impl Campaign {
     pub fn refuse(&self, program: &Path, trials: &[Trial]) -> (Vec<String>, usize) {
         let refused = |trial: &&Trial| {
             let name = trial.planted.kind.as_str();
-            !trial.planted.expected.is_empty() && !is_for_later(&trial.planted) && !OVERWRITES.contains(&name)
+            trial.is_refusable() && !OVERWRITES.contains(&name)
         };
         let trials: Vec<&Trial> = trials.iter().filter(refused).collect();
         let parts = on_two_threads(self.recorded.len(), |index| {

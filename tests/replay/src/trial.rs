@@ -3,11 +3,22 @@
 use corrupt::Planted;
 
 use crate::backend::{Outcome, Reported, Writes};
-use crate::history::Step;
+use crate::history::{Change, Step};
 use crate::plan::Fault;
 
 /// Families of rules that are built. What only others can see is listed, and not counted.
 const FAMILIES: [&str; 4] = ["ref/", "tree/", "root/", "space/"];
+
+/// Who can see a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// Both the comparison with the commit before and a look at the whole file system.
+    Anywhere,
+    /// Only the comparison with the commit before.
+    Online,
+    /// Only `check`: at a commit it may be right.
+    Offline,
+}
 
 /// A faulty commit.
 #[derive(Debug, Clone)]
@@ -18,19 +29,36 @@ pub struct Trial {
     pub step: usize,
     /// What is wrong.
     pub planted: Planted,
+    /// What is wrong on the disk before the commit.
+    pub past: Vec<Change>,
     /// What is written.
     pub writes: Writes,
-    /// Whether only the comparison with the commit before shows the fault.
-    pub online_only: bool,
+    /// Who can see the fault.
+    pub seen_by: Seen,
 }
 
+/// Rules that are warnings: they change no verdict, and nothing is refused for them.
+pub const WARNINGS: [&str; 2] = ["root/generation-v2", "space/num-devices"];
+
 impl Trial {
+    /// Whether the commit that carries the fault, and nothing before it, is to blame, so that it must be refused where
+    /// the policy is to refuse.
+    #[must_use]
+    pub fn is_refusable(&self) -> bool {
+        let expected = &self.planted.expected;
+        self.past.is_empty()
+            && self.seen_by != Seen::Offline
+            && !is_for_later(&self.planted)
+            && expected.iter().any(|code| !WARNINGS.contains(code))
+    }
+
     /// From a fault in a tree block.
     #[must_use]
     pub fn new(fault: &Fault, step: &Step, online_only: bool) -> Self {
         let writes = Writes { blocks: fault.blocks(step), supers: step.supers.clone() };
         let planted = fault.planted.clone();
-        Trial { history: fault.history, step: fault.step, planted, writes, online_only }
+        let seen_by = if online_only { Seen::Online } else { Seen::Anywhere };
+        Trial { history: fault.history, step: fault.step, planted, past: Vec::new(), writes, seen_by }
     }
 }
 
@@ -53,8 +81,8 @@ pub struct Finding {
     pub offline: Vec<Reported>,
     /// Exit code of that `check`.
     pub offline_code: Option<i32>,
-    /// Whether only the comparison with the commit before shows the fault.
-    pub online_only: bool,
+    /// Who can see the fault.
+    pub seen_by: Seen,
 }
 
 /// Whether only rules of a later issue can see a fault.
@@ -76,6 +104,9 @@ impl Finding {
     /// Whether the commit that carries the fault was judged as it should be.
     #[must_use]
     pub fn found_online(&self) -> bool {
+        if self.seen_by == Seen::Offline {
+            return self.verdict == "clean" && self.online.is_empty();
+        }
         // Warnings change no verdict.
         let verdict = if has_error(&self.online) { "violations" } else { "clean" };
         self.verdict == verdict && self.planted.is_found_in(codes(&self.online))
@@ -90,7 +121,7 @@ impl Finding {
     /// Whether `check` judges the image as it should.
     #[must_use]
     pub fn found_offline(&self) -> bool {
-        if self.online_only {
+        if self.seen_by == Seen::Online {
             return self.offline_code == Some(0) && self.offline.is_empty();
         }
         let wanted = i32::from(has_error(&self.offline));
@@ -125,6 +156,6 @@ pub(crate) fn finding(
         next_verdict: outcome.verdict(next).to_owned(),
         offline: offline.all_violations(),
         offline_code: offline.code,
-        online_only: fault.online_only,
+        seen_by: fault.seen_by,
     }
 }

@@ -8,7 +8,7 @@ use crate::backend::Writes;
 use crate::history::{History, Step};
 use crate::plan::{Newborn, Target};
 use crate::rng::Rng;
-use crate::trial::Trial;
+use crate::trial::{Seen, Trial};
 
 const TREE: &[&str] = &["tree/"];
 
@@ -26,7 +26,8 @@ type Break = fn(&Scene<'_>, &Newborn, &mut Writes) -> Option<String>;
 pub struct WriteKind {
     /// Its name.
     pub name: &'static str,
-    expected: &'static [&'static str],
+    /// The codes (or families, ending in a slash) of which one must be reported.
+    pub expected: &'static [&'static str],
     breaks: Break,
 }
 
@@ -85,6 +86,9 @@ pub const KINDS: &[WriteKind] = &[
     kind("super-total-bytes-minus-1-sector", &["space/total-bytes"], |_, _, writes| {
         superblock(writes, |sb| sb.total_bytes = (sb.total_bytes.get() - 4096).into())
     }),
+    kind("super-num-devices-plus-1", &["space/num-devices"], |_, _, writes| {
+        superblock(writes, |sb| sb.num_devices = (sb.num_devices.get() + 1).into())
+    }),
     kind("super-system-chunk-shorter", &["space/system-chunk-array"], |_, _, writes| {
         superblock(writes, |sb| {
             // The first chunk's length stands behind its key.
@@ -125,8 +129,13 @@ pub fn choose(
         };
         let (planted, writes) = plant(kind, &scene, &mut rng)?;
         // `check` is content with one good copy.
-        let online_only = kind.name == "write-lost-second-copy";
-        Some(Trial { history, step: target.step, planted, writes, online_only })
+        let seen_by = match kind.name {
+            "write-lost-second-copy" => Seen::Online,
+            // Kernels before 5.19 change it in a transaction of its own.
+            "super-num-devices-plus-1" => Seen::Offline,
+            _ => Seen::Anywhere,
+        };
+        Some(Trial { history, step: target.step, planted, past: Vec::new(), writes, seen_by })
     };
     places.into_iter().filter_map(trial).take(wanted).collect()
 }
