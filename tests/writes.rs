@@ -328,6 +328,40 @@ fn a_copy_of_the_super_block_is_left_out() {
     finds(&all, "write/super-copies", "commit");
 }
 
+/// The super block of a commit has one wrong bit, or is no whole one any more: nothing can be mounted with it.
+#[test]
+fn the_super_block_is_written_with_wrong_content() {
+    let (before, writes, _) = parts();
+    let nodesize = std::mem::offset_of!(parser::layout::SuperBlock, nodesize);
+    let flip = |bytes: &mut Vec<u8>| bytes[2000] ^= 4;
+    let no_size = |bytes: &mut Vec<u8>| {
+        bytes[nodesize + 1] ^= 1;
+        ChecksumType::Crc32c.seal(bytes);
+    };
+    for edit in [&flip as &dyn Fn(&mut Vec<u8>), &no_size] {
+        let mut writes = writes.clone();
+        edit(&mut writes.supers[0].bytes);
+        let mut all = before.clone();
+        all.extend(writes.ops());
+        finds(&all, "tree/super-block", "write");
+    }
+}
+
+/// The image was cut off behind the last extent: nothing of it is missing but room that its super block counts on.
+#[test]
+fn a_device_is_smaller_than_the_file_system_on_it() {
+    let image = RECORDED.image.copy();
+    let file = disk::open(image.path());
+    file.set_len(disk_len() - (1 << 20)).unwrap();
+    let outcome = play_on(&image, &ops(&RECORDED.commits[..1]));
+    let offline = replay::check(Path::new(env!("CARGO_BIN_EXE_btrfs-shadow")), image.path());
+    for outcome in [outcome, offline] {
+        let found = outcome.all_violations();
+        assert!(found.len() == 1 && found[0].code == "space/device-too-small", "{found:#?}");
+        assert_eq!(outcome.code, Some(1));
+    }
+}
+
 #[test]
 fn a_new_file_system_may_be_written_over_the_old_one() {
     let (mut all, ..) = parts();
