@@ -85,8 +85,7 @@ fn in_history(
 ) -> Vec<Trial> {
     let mut rng = Rng::new(seed);
     let mut memory = Memory::load(history.base.path());
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut trials = Vec::new();
+    let mut places = Vec::new();
     for (number, step) in history.steps.iter().enumerate() {
         let is_target = targets.iter().any(|target| target.step == number);
         let before = is_target.then(|| ExtentTree::read(&memory));
@@ -95,18 +94,22 @@ fn in_history(
         let after = ExtentTree::read(&memory);
         let freed = |key: &Key| !after.extents.contains(&key.objectid);
         for kind in kinds {
-            let count = counts.entry(kind.name).or_default();
-            // Not only the first steps.
-            if *count >= wanted || rng.below(3) == 0 {
-                continue;
-            }
-            let Some((planted, past)) = plant(kind, &before, &freed, rng.number()) else { continue };
-            *count += 1;
-            let writes = Writes::from(step);
-            trials.push(Trial { history: index, step: number, planted, past, writes, seen_by: Seen::Online });
+            let planted = plant(kind, &before, &freed, rng.number());
+            places.extend(planted.map(|(planted, past)| (number, planted, past)));
         }
     }
-    trials
+    rng.shuffle(&mut places);
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    places.retain(|(_, planted, _)| {
+        let count = counts.entry(planted.kind.clone()).or_default();
+        *count += 1;
+        *count <= wanted
+    });
+    let trial = |(step, planted, past): (usize, Planted, Vec<Change>)| {
+        let writes = Writes::from(&history.steps[step]);
+        Trial { history: index, step, planted, past, writes, seen_by: Seen::Online }
+    };
+    places.into_iter().map(trial).collect()
 }
 
 /// The extent tree of one state of the disk.
