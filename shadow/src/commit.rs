@@ -669,18 +669,19 @@ fn unlike_before(extents: &ExtentDelta, replaced: &ReplacedRanges) -> impl Itera
 fn count_actions(extents: &ExtentDelta) -> ActionCounts {
     let mut counts = ActionCounts::default();
     for change in extents.changes.values() {
-        let mut more: BTreeMap<RefKey, i64> = BTreeMap::new();
-        let mut count = |record: &Option<std::rc::Rc<ExtentRecord>>, sign: i64| {
-            for backref in record.iter().flat_map(|record| &record.backrefs) {
-                let count = i64::try_from(backref.count).unwrap_or(i64::MAX).saturating_mul(sign);
-                let more = more.entry(backref.key).or_default();
-                *more = more.saturating_add(count);
-            }
+        let side = |record: &Option<std::rc::Rc<ExtentRecord>>, sign: i64| {
+            let backrefs = record.iter().flat_map(|record| &record.backrefs);
+            let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX).saturating_mul(sign);
+            backrefs.map(|backref| (backref.key, signed(backref.count))).collect::<Vec<(RefKey, i64)>>()
         };
-        count(&change.old, -1);
-        count(&change.new, 1);
+        let mut all = side(&change.old, -1);
+        all.append(&mut side(&change.new, 1));
+        all.sort_by_key(|(key, _)| *key);
+        let sums = all.chunk_by(|(one, _), (other, _)| one == other);
+        let sums: Vec<i64> =
+            sums.map(|of_key| of_key.iter().fold(0i64, |sum, (_, more)| sum.saturating_add(*more))).collect();
         let sum = |sign: i64| {
-            let these = more.values().filter(|more| more.signum() == sign);
+            let these = sums.iter().filter(|more| more.signum() == sign);
             these.map(|more| more.unsigned_abs()).fold(0, u64::saturating_add)
         };
         let allocated = change.old.is_none() && change.new.is_some();

@@ -1,7 +1,6 @@
 //! Puts the two sources against each other, extent by extent: the references drive ref-verify's state machine, and
 //! what comes out must be what the new extent tree records.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::codes::Code;
@@ -226,11 +225,12 @@ fn differences(entry: Option<&BlockEntry>, touched: &Touched) -> Vec<Difference>
         let change = touched.changes.iter().find(|(changed, _)| changed == key).map(|(_, change)| change);
         change.and_then(|change| if change.net > 0 { change.added } else { change.dropped })
     };
-    let by_key: BTreeMap<&RefKey, &Recorded> =
-        recorded.iter().map(|backref| (&backref.key, backref)).collect();
+    let mut by_key: Vec<&Recorded> = recorded.iter().collect();
+    by_key.sort_unstable_by_key(|backref| backref.key);
     let mut differences = Vec::new();
     for &(key, held) in held {
-        let backref = by_key.get(&key);
+        let found = by_key.binary_search_by_key(&key, |backref| backref.key);
+        let backref = found.ok().and_then(|at| by_key.get(at));
         let count = backref.map_or(0, |backref| backref.count);
         if count != held {
             let record_site = backref.map(|backref| backref.site);
@@ -259,24 +259,25 @@ fn is_known(difference: &Difference, known: &[(RefKey, i64)]) -> bool {
 /// By how much references and record differ after the commit. Reckoned without the state machine: what it refuses to
 /// do, the trees have done all the same.
 fn remaining(touched: &Touched, known: &[(RefKey, i64)]) -> Vec<(RefKey, i64)> {
-    let mut held: BTreeMap<RefKey, i64> = BTreeMap::new();
-    let mut count = |key: RefKey, more: i64| {
-        let held = held.entry(key).or_default();
-        *held = held.saturating_add(more);
-    };
-    let recorded = |record: &Option<Rc<ExtentRecord>>| {
-        let backrefs = record.as_ref().map(|record| record.backrefs.clone());
-        backrefs.into_iter().flatten().map(|backref| (backref.key, signed(backref.count)))
-    };
-    recorded(&touched.old).for_each(|(key, more)| count(key, more));
-    known.iter().for_each(|(key, more)| count(*key, *more));
-    touched.changes.iter().for_each(|(key, change)| count(*key, change.net));
-    held.values_mut().for_each(|held| *held = (*held).max(0));
-    for (key, recorded) in recorded(&touched.new) {
-        let held = held.entry(key).or_default();
-        *held = held.saturating_sub(recorded);
+    fn recorded(record: &Option<Rc<ExtentRecord>>) -> impl Iterator<Item = (RefKey, i64)> {
+        let backrefs = record.iter().flat_map(|record| &record.backrefs);
+        backrefs.map(|backref| (backref.key, signed(backref.count)))
     }
-    held.into_iter().filter(|(_, more)| *more != 0).collect()
+    // Of each reference: by how much it is held more, and recorded.
+    let held = recorded(&touched.old).chain(known.iter().copied());
+    let held = held.chain(touched.changes.iter().map(|(key, change)| (*key, change.net)));
+    let mut all: Vec<(RefKey, i64, i64)> = held.map(|(key, more)| (key, more, 0)).collect();
+    all.extend(recorded(&touched.new).map(|(key, count)| (key, 0, count)));
+    // A stable sort: the sums are saturating ones, and the order counts.
+    all.sort_by_key(|(key, ..)| *key);
+    let same_key = |(one, ..): &(RefKey, i64, i64), (other, ..): &(RefKey, i64, i64)| one == other;
+    let sums = all.chunk_by(same_key).filter_map(|of_key| {
+        let key = of_key.first()?.0;
+        let held = of_key.iter().fold(0i64, |sum, (_, more, _)| sum.saturating_add(*more)).max(0);
+        let more = of_key.iter().fold(held, |sum, (_, _, count)| sum.saturating_sub(*count));
+        (more != 0).then_some((key, more))
+    });
+    sums.collect()
 }
 
 fn residual(differences: &[Difference]) -> Vec<(RefKey, i64)> {

@@ -46,9 +46,9 @@ impl<'a> Records<'a> {
         let mut builder = RecordBuilder::new(&self.forest.snapshot.geometry, bytenr);
         let (from, to) =
             (Key::new(bytenr, item::EXTENT_ITEM, 0), Key::new(bytenr, item::SHARED_DATA_REF, u64::MAX));
-        self.searcher.range(from, to, |found| {
-            if is_record_item(found.key.item_type) {
-                builder.push(&found.key, found.data(), found.site);
+        self.searcher.scan(from, to, |key, data, site| {
+            if is_record_item(key.item_type) {
+                builder.push(&key, data, site);
             }
         })?;
         let BuiltRecord { record, violations } = builder.finish();
