@@ -173,6 +173,9 @@ pub struct Serve {
     /// Take over this file descriptor as the socket, listening or connected
     #[arg(long, value_name = "FDNUM")]
     pub fd: Option<i32>,
+    /// Give up, once everything is open, what serving doesn't need (Landlock and seccomp)
+    #[arg(long, value_name = "WHETHER", value_enum, default_value_t = Switch::On)]
+    pub sandbox: Switch,
     /// Refuse all writes
     #[arg(long)]
     pub read_only: bool,

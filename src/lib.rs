@@ -14,6 +14,7 @@ pub mod image;
 pub mod monitor;
 pub mod policy;
 pub mod rules;
+pub mod sandbox;
 pub mod serve;
 pub mod signals;
 pub mod tap;

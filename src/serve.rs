@@ -12,12 +12,13 @@ use shadow::Rules;
 
 use crate::capture::{Capture, CaptureShared, Message};
 use crate::cli::{Serve, Switch};
-use crate::control::ControlServer;
+use crate::control::{ControlServer, ControlSocket};
 use crate::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle};
 use crate::events::{JsonSink, Sinks, TextSink};
 use crate::fault::FaultPlan;
 use crate::image::{Image, LOCK_PATIENCE, RawImage, RawOptions};
-use crate::signals;
+use crate::sandbox::{self, Needs};
+use crate::signals::Signals;
 use crate::tap::Tap;
 use crate::verifier::{self, Summary, VerifierOptions};
 
@@ -32,15 +33,14 @@ pub fn run(options: &Serve) -> Result<Summary> {
     let blk_file = options.blk_file.as_deref().context("--blk-file is missing")?;
     let stop = StopHandle::new().context("can't make an event")?;
     // Before any thread is started, so that all of them leave the signals to one.
-    signals::stop_on_signal(&stop).context("can't handle signals")?;
+    let signals = Signals::block().context("can't handle signals")?;
     let image = open(blk_file, options)?;
     let sinks = sinks(options)?;
     let socket = socket(options)?;
     let shared = CaptureShared::new(Arc::clone(&image), options.capture_memory);
     let shared = Arc::new(shared.with_policy(options.on_violation));
     let (sender, messages) = crossbeam_channel::unbounded();
-    let control =
-        options.control.as_deref().map(|path| ControlServer::start(path, sender.clone())).transpose()?;
+    let control = options.control.as_deref().map(ControlSocket::bind).transpose()?;
     let fault = options.plant_fault.map(FaultPlan::new);
     let tap: Arc<dyn Tap> = Arc::new(Capture::new(Arc::clone(&shared), sender.clone(), fault));
     let device_options = DeviceOptions {
@@ -49,6 +49,10 @@ pub fn run(options: &Serve) -> Result<Summary> {
         serial: options.serial.clone(),
     };
     let mut server = Server::bind(socket, Arc::clone(&image), tap, device_options)?;
+    // Everything is open. Nothing that a guest has a hand in has been looked at, and no thread been started.
+    enter_sandbox(options)?;
+    signals.trigger(&stop).context("can't handle signals")?;
+    let control = control.map(|socket| ControlServer::start(socket, sender.clone())).transpose()?;
     let rules = Arc::new(Rules::new(&options.rules.switches));
     let verifier_options = VerifierOptions {
         shadow_memory: options.shadow_memory,
@@ -90,6 +94,15 @@ fn open(path: &Path, options: &Serve) -> Result<Arc<dyn Image>> {
         }
         Err(error) => Err(error.into()),
     }
+}
+
+fn enter_sandbox(options: &Serve) -> Result<()> {
+    if options.sandbox == Switch::Off {
+        return Ok(());
+    }
+    let removes = options.socket_path.iter().chain(&options.control).cloned().collect();
+    sandbox::enter_process(&Needs { removes, connects: options.qmp.is_some() })
+        .context("can't enter the sandbox (--sandbox off does without)")
 }
 
 /// Standard output alone, for people or as JSON.

@@ -4,34 +4,47 @@ use std::io;
 
 use crate::device::StopHandle;
 
-/// Makes SIGTERM and SIGINT trigger `stop`. Blocks them in the calling thread, and so in all threads it starts
-/// later; one thread waits for them.
-///
-/// # Errors
-/// When the thread can't be started or the signals can't be blocked.
-pub fn stop_on_signal(stop: &StopHandle) -> io::Result<()> {
-    // SAFETY: the set is a plain structure that sigemptyset initialises before it is used.
-    let set = unsafe {
-        let mut set = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigemptyset(&mut set);
-        libc::sigaddset(&mut set, libc::SIGTERM);
-        libc::sigaddset(&mut set, libc::SIGINT);
-        let error = libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
-        if error != 0 {
-            return Err(io::Error::from_raw_os_error(error));
-        }
-        set
-    };
-    let stop = stop.clone();
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        let mut signal = 0;
-        loop {
-            // SAFETY: both point to live values of their types.
-            if unsafe { libc::sigwait(&set, &mut signal) } == 0 {
-                tracing::info!("signal {signal}: stopping");
-                stop.trigger();
+/// SIGTERM and SIGINT, kept from ending the process until somebody waits for them.
+pub struct Signals(libc::sigset_t);
+
+impl Signals {
+    /// Blocks them in the calling thread, and so in all threads it starts later.
+    ///
+    /// # Errors
+    /// When they can't be blocked.
+    pub fn block() -> io::Result<Self> {
+        // SAFETY: the set is a plain structure that sigemptyset initialises before it is used.
+        let set = unsafe {
+            let mut set = std::mem::zeroed::<libc::sigset_t>();
+            libc::sigemptyset(&mut set);
+            libc::sigaddset(&mut set, libc::SIGTERM);
+            libc::sigaddset(&mut set, libc::SIGINT);
+            let error = libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+            if error != 0 {
+                return Err(io::Error::from_raw_os_error(error));
             }
-        }
-    })?;
-    Ok(())
+            set
+        };
+        Ok(Signals(set))
+    }
+
+    /// Makes them trigger `stop`, those too that have come since they were blocked.
+    ///
+    /// # Errors
+    /// When the thread that waits for them can't be started.
+    pub fn trigger(self, stop: &StopHandle) -> io::Result<()> {
+        let Signals(set) = self;
+        let stop = stop.clone();
+        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            let mut signal = 0;
+            loop {
+                // SAFETY: both point to live values of their types.
+                if unsafe { libc::sigwait(&set, &mut signal) } == 0 {
+                    tracing::info!("signal {signal}: stopping");
+                    stop.trigger();
+                }
+            }
+        })?;
+        Ok(())
+    }
 }

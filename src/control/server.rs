@@ -56,16 +56,33 @@ impl Drop for ControlServer {
     }
 }
 
-impl ControlServer {
-    /// Listens on a Unix socket at `path` that only this user can use; requests go to `verifier`.
+/// A control socket that nobody answers at yet.
+pub struct ControlSocket {
+    listener: UnixListener,
+    file: SocketFile,
+}
+
+impl ControlSocket {
+    /// Listens on a Unix socket at `path` that only this user can use.
     ///
     /// # Errors
-    /// When the socket or the thread can't be made.
-    pub fn start(path: &Path, verifier: Sender<Message>) -> io::Result<Self> {
+    /// When the socket can't be made.
+    pub fn bind(path: &Path) -> io::Result<Self> {
         let (listener, file) = private(|| listen(path)).map_err(|error| {
             io::Error::new(error.kind(), format!("cannot listen on {}: {error}", path.display()))
         })?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(ControlSocket { listener, file })
+    }
+}
+
+impl ControlServer {
+    /// Answers at `socket`; requests go to `verifier`.
+    ///
+    /// # Errors
+    /// When the thread can't be started.
+    pub fn start(socket: ControlSocket, verifier: Sender<Message>) -> io::Result<Self> {
+        let ControlSocket { listener, file } = socket;
         let counts = Arc::new(Counts::default());
         let known = Arc::clone(&counts);
         let thread = std::thread::Builder::new().name("control".to_owned());

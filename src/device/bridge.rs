@@ -28,10 +28,25 @@ pub(super) struct Bridge {
     inner: UnixStream,
 }
 
-impl Bridge {
-    /// Forwards between `outer` and a connection that waits at the returned listener.
-    pub(super) fn new(outer: UnixStream) -> io::Result<(Self, UnixListener)> {
+/// A bridge that nothing passes over yet.
+pub(super) struct Abutments {
+    outer: UnixStream,
+    inner: UnixStream,
+    listener: UnixListener,
+}
+
+impl Abutments {
+    /// Between `outer` and a private socket. Makes a directory for a moment.
+    pub(super) fn new(outer: UnixStream) -> io::Result<Self> {
         let (listener, inner) = private_connection()?;
+        Ok(Self { outer, inner, listener })
+    }
+}
+
+impl Bridge {
+    /// Forwards between the two ends; the inner one waits at the returned listener.
+    pub(super) fn open(ends: Abutments) -> io::Result<(Self, UnixListener)> {
+        let Abutments { outer, inner, listener } = ends;
         let end = inner.try_clone()?;
         let thread = thread::Builder::new().name("vhost-bridge".to_owned()).spawn(move || {
             if let Err(error) = forward_all(&outer, &inner) {
@@ -108,7 +123,7 @@ mod tests {
     #[test]
     fn forwards_bytes_and_descriptors_both_ways_until_the_end() {
         let (frontend, outer) = UnixStream::pair().unwrap();
-        let (bridge, listener) = Bridge::new(outer).unwrap();
+        let (bridge, listener) = Bridge::open(Abutments::new(outer).unwrap()).unwrap();
         let (mut backend, _) = listener.accept().unwrap();
 
         let (mut pipe_in, pipe_out) = UnixStream::pair().unwrap();

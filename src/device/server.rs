@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -12,7 +11,7 @@ use vhost::vhost_user::Listener;
 use vm_memory::GuestMemoryAtomic;
 
 use super::backend::Backend;
-use super::bridge::Bridge;
+use super::bridge::{Abutments, Bridge};
 use super::chain::Disk;
 use super::limits::{DEFAULT_POLL, DEFAULT_QUEUES, MAX_QUEUES, SECTOR_SIZE, SERIAL_SIZE};
 use super::session;
@@ -90,11 +89,12 @@ pub struct Server {
 /// Where frontends come in.
 enum Door {
     Listening { listener: Listener, _file: Option<SocketFile> },
-    Connected(Option<UnixStream>),
+    Connected(Option<Abutments>),
 }
 
 impl Server {
-    /// Takes over the socket. Frontends can connect from now on, and wait until they are served.
+    /// Takes over the socket. Frontends can connect from now on, and wait until they are served. No file is opened or
+    /// made later.
     pub fn bind(
         socket: Socket,
         image: Arc<dyn Image>,
@@ -114,7 +114,9 @@ impl Server {
             Bound::Listening(listener, file) => {
                 Door::Listening { listener: into_vhost_listener(listener), _file: file }
             }
-            Bound::Connected(stream) => Door::Connected(Some(stream)),
+            Bound::Connected(stream) => {
+                Door::Connected(Some(Abutments::new(stream).map_err(DeviceError::Socket)?))
+            }
         };
         Ok(Self { door, image, tap, options })
     }
@@ -132,12 +134,12 @@ impl Server {
                 }
                 core.serve(tap, listener, stop)?;
             }
-            Door::Connected(stream) => {
+            Door::Connected(ends) => {
                 if stop.is_triggered() {
                     return Ok(SessionEnd::Stopped);
                 }
-                let Some(stream) = stream.take() else { return Ok(SessionEnd::Exhausted) };
-                let (_bridge, listener) = Bridge::new(stream).map_err(DeviceError::Socket)?;
+                let Some(ends) = ends.take() else { return Ok(SessionEnd::Exhausted) };
+                let (_bridge, listener) = Bridge::open(ends).map_err(DeviceError::Socket)?;
                 core.serve(tap, &mut into_vhost_listener(listener), stop)?;
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use btrfs_shadow::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle};
 use btrfs_shadow::image::{Image, RawImage};
-use btrfs_shadow::signals;
+use btrfs_shadow::signals::Signals;
 
 use crate::run::Stack;
 use crate::witness::Totals;
@@ -19,7 +19,7 @@ use crate::witness::Totals;
 pub fn serve(path: &Path, socket: PathBuf, dir: &Path, once: bool) -> Result<(Vec<Totals>, Option<String>)> {
     std::fs::create_dir_all(dir)?;
     let stop = StopHandle::new()?;
-    signals::stop_on_signal(&stop)?;
+    Signals::block()?.trigger(&stop)?;
     let image: Arc<dyn Image> = Arc::new(RawImage::open(path, false)?);
     let about = format!("guest on {}", path.display());
     let stack = Stack::start(&image, path, dir, about, None)?;

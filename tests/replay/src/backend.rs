@@ -108,6 +108,12 @@ impl Backend {
         backend
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its control socket.
     #[must_use]
     pub fn control(&self) -> PathBuf {
