@@ -12,6 +12,8 @@ pub(super) struct Pending {
     pub(super) memory: Arc<Memory>,
     pub(super) status: Option<GuestAddress>,
     pub(super) stage: Stage,
+    /// Bytes copied for it.
+    pub(super) copied: usize,
     /// What is being erased: offsets and lengths.
     pub(super) erasing: Vec<(u64, u64)>,
 }
@@ -103,7 +105,7 @@ mod tests {
 
     fn request(head: u16) -> Pending {
         let memory = Arc::new(Memory::new());
-        Pending { head, memory, status: None, stage: Stage::New, erasing: Vec::new() }
+        Pending { head, memory, status: None, stage: Stage::New, copied: 0, erasing: Vec::new() }
     }
 
     #[test]

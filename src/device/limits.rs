@@ -34,8 +34,9 @@ pub const MAX_DESCRIPTORS: usize = 1024;
 /// Bytes of a write that has to be copied. A longer one fails with an I/O error.
 pub const MAX_COPY: usize = 64 << 20;
 
-/// Bytes held back per queue for a verdict. Beyond it the queue takes no further requests until one is answered.
-pub const MAX_HELD: usize = 128 << 20;
+/// Bytes copied out of guest memory per queue, being written or held back for a verdict. Beyond it the queue takes no
+/// further requests until one is answered; the one that goes beyond it is still taken.
+pub const MAX_COPIED: usize = 128 << 20;
 
 /// Requests that are taken from a ring before completions are delivered and the stop signal is looked at.
 pub const BATCH: usize = 16;
@@ -52,4 +53,4 @@ pub const MAX_COMPLAINTS: u32 = 20;
 pub const SERIAL_SIZE: usize = 20;
 
 const _: () = assert!((SEGMENTS as usize) * (SEGMENT_SIZE as usize) <= MAX_COPY);
-const _: () = assert!(MAX_COPY <= MAX_HELD);
+const _: () = assert!(MAX_COPY <= MAX_COPIED);

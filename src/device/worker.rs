@@ -20,7 +20,7 @@ use vm_memory::{Bytes, GuestAddressSpace};
 use super::chain::{self, Disk, Refusal, Request};
 use super::held::Answers;
 use super::in_flight::{InFlight, Pending, Stage};
-use super::limits::{BATCH, MAX_COMPLAINTS, MAX_COPY, MAX_HELD};
+use super::limits::{BATCH, MAX_COMPLAINTS, MAX_COPIED, MAX_COPY};
 use super::poll::Poll;
 use super::stop::wait_readable;
 use super::{Memory, MemorySpace, Vring};
@@ -57,6 +57,8 @@ pub(super) struct Worker {
     pending: InFlight,
     poll: Poll,
     held_bytes: usize,
+    /// Bytes copied out of guest memory for requests in flight, those held among them.
+    copied_bytes: usize,
     unsignalled: bool,
     /// What the guest does wrong.
     complaints: Budget,
@@ -76,6 +78,7 @@ impl Worker {
             pending: InFlight::default(),
             poll: Poll::new(poll),
             held_bytes: 0,
+            copied_bytes: 0,
             unsignalled: false,
             complaints: Budget::default(),
             failures: Budget::default(),
@@ -188,14 +191,15 @@ impl Worker {
     }
 
     /// Whether the guest has to wait: for its own sake the ring can't have more requests in flight than it has
-    /// descriptors, and what is held for a verdict takes memory.
+    /// descriptors, and copies take memory: a guest can make much of little by naming the same memory again and again.
     fn is_full(&self, vring: &Vring) -> bool {
-        self.pending.len() >= usize::from(vring.get_ref().get_queue().size()) || self.held_bytes >= MAX_HELD
+        self.pending.len() >= usize::from(vring.get_ref().get_queue().size())
+            || self.copied_bytes >= MAX_COPIED
     }
 
     fn take_batch(&mut self, vring: &Vring) -> usize {
         for taken in 0..BATCH {
-            if self.held_bytes >= MAX_HELD {
+            if self.copied_bytes >= MAX_COPIED {
                 return taken;
             }
             let memory = self.shared.memory.memory().into_inner();
@@ -218,7 +222,14 @@ impl Worker {
     fn start(&mut self, chain: DescriptorChain<Arc<Memory>>, memory: Arc<Memory>) {
         let head = chain.head_index();
         let parsed = chain::parse(chain, &memory, self.shared.disk);
-        let pending = Pending { head, memory, status: parsed.status, stage: Stage::New, erasing: Vec::new() };
+        let pending = Pending {
+            head,
+            memory,
+            status: parsed.status,
+            stage: Stage::New,
+            copied: 0,
+            erasing: Vec::new(),
+        };
         match parsed.request {
             Err(refusal) => {
                 if let Refusal::Malformed(reason) = refusal {
@@ -267,6 +278,10 @@ impl Worker {
         if len > MAX_COPY {
             self.complain(format_args!("refused a write of {len} bytes that has to be copied"));
             return self.finish(token, IOERR, 0);
+        }
+        if let Some(pending) = self.pending.get_mut(token) {
+            pending.copied = len;
+            self.copied_bytes += len;
         }
         let mut bytes = data.to_vec();
         let fate = tap.copied(offset, &mut bytes);
@@ -412,6 +427,7 @@ impl Worker {
             if let Stage::Held { len } = pending.stage {
                 self.held_bytes -= len;
             }
+            self.copied_bytes -= pending.copied;
             self.answer(pending, status, len);
         }
     }

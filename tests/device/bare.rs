@@ -1,13 +1,18 @@
 //! A queue without a frontend, driven step by step.
 
-use std::sync::mpsc;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use btrfs_shadow::device::bare::{BareQueue, DiskPlace, RingPlace};
+use btrfs_shadow::device::limits::{MAX_COPIED, MAX_COPY};
+use btrfs_shadow::engine::{Buffer, Completion, Engine, Erase};
 use btrfs_shadow::image::{EngineKind, Image, RawImage, RawOptions};
 use btrfs_shadow::tap::WritePlan;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::frontend::{Desc, INDIRECT, T_OUT, WRITE, chain, desc};
 use crate::harness::{PATIENCE, SIZE, TestTap};
 
 const RING: RingPlace =
@@ -18,7 +23,7 @@ fn patient_queue(engine: EngineKind, memory: &GuestMemoryMmap<()>) -> BareQueue 
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(SIZE).unwrap();
     let raw = RawOptions { engine, ..RawOptions::default() };
-    let image = std::sync::Arc::new(RawImage::open_with(file.path(), raw).unwrap());
+    let image = Arc::new(RawImage::open_with(file.path(), raw).unwrap());
     let (tap, engine) = (TestTap::new(image.clone(), |_, _| WritePlan::Direct), image.engine().unwrap());
     let poll = Duration::from_secs(3600);
     let disk = DiskPlace { len: SIZE, read_only: false, write_through: false, poll };
@@ -45,4 +50,110 @@ fn a_broken_ring_does_not_keep_its_queue_looking() {
         });
         assert_eq!(ended.recv_timeout(PATIENCE), Ok(0), "the queue goes on and on");
     }
+}
+
+/// A disk that takes everything, and completes nothing until it is told to.
+#[derive(Default)]
+struct Slow {
+    waiting: Vec<(u64, Buffer)>,
+}
+
+#[derive(Clone, Default)]
+struct SlowDisk(Arc<Mutex<Slow>>, Arc<AtomicBool>);
+
+impl SlowDisk {
+    /// Bytes of its own that the disk was given, and hasn't given back.
+    fn owned(&self) -> usize {
+        let slow = self.0.lock().unwrap();
+        slow.waiting
+            .iter()
+            .map(|(_, buffer)| if let Buffer::Owned(bytes) = buffer { bytes.len() } else { 0 })
+            .sum()
+    }
+
+    fn go_on(&self) {
+        self.1.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Engine for SlowDisk {
+    fn read_vectored(&mut self, _offset: u64, buffer: Buffer, token: u64) {
+        self.0.lock().unwrap().waiting.push((token, buffer));
+    }
+
+    fn write_vectored(&mut self, _offset: u64, buffer: Buffer, token: u64) {
+        self.0.lock().unwrap().waiting.push((token, buffer));
+    }
+
+    fn erase(&mut self, _kind: Erase, _offset: u64, _len: u64, _token: u64) {
+        unreachable!("nothing is erased here");
+    }
+
+    fn flush(&mut self, _token: u64) {
+        unreachable!("nothing is flushed here");
+    }
+
+    fn submit(&mut self) {}
+
+    fn completions(&mut self, into: &mut Vec<Completion>) {
+        if self.1.swap(false, Ordering::SeqCst) {
+            let waiting = std::mem::take(&mut self.0.lock().unwrap().waiting);
+            into.extend(waiting.into_iter().map(|(token, buffer)| Completion {
+                token,
+                result: Ok(()),
+                buffer: Some(buffer),
+            }));
+        }
+    }
+
+    fn has_completions(&mut self) -> bool {
+        self.1.load(Ordering::SeqCst)
+    }
+
+    fn notifier(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// A guest with little memory asks for much of it to be copied: the same 64 KiB, a thousand times a request.
+#[test]
+fn copies_in_flight_are_bounded() {
+    const REQUESTS: u16 = 16;
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+    let put = |at: u64, desc: Desc| {
+        let words = desc.addr.to_le_bytes().into_iter().chain(desc.len.to_le_bytes());
+        let rest = desc.flags.to_le_bytes().into_iter().chain(desc.next.to_le_bytes());
+        memory.write_slice(&words.chain(rest).collect::<Vec<u8>>(), GuestAddress(at)).unwrap();
+    };
+    let (table, data, header, status) = (0x10000, 0x40000, 0x8000, 0x9000);
+    let mut descs = vec![desc(header, 16, 0)];
+    descs.extend(std::iter::repeat_n(desc(data, 1 << 16, 0), 1022));
+    descs.push(desc(status, 1, WRITE));
+    for (slot, desc) in chain(0, &descs).into_iter().enumerate() {
+        put(table + slot as u64 * 16, desc);
+    }
+    put(RING.descriptors, desc(table, descs.len() as u32 * 16, INDIRECT));
+    memory.write_obj(T_OUT, GuestAddress(header)).unwrap();
+    memory.write_obj(REQUESTS, GuestAddress(RING.available + 2)).unwrap();
+
+    // All that is written is zeros, as a hole is.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 30).unwrap();
+    let tap = TestTap::new(Arc::new(RawImage::open(file.path(), false).unwrap()), |_, _| WritePlan::Copy);
+    let disk = DiskPlace { len: 1 << 30, read_only: false, write_through: false, poll: Duration::ZERO };
+    let slow = SlowDisk::default();
+    let mut queue = BareQueue::new(Box::new(slow.clone()), tap, disk, memory.clone()).unwrap();
+    queue.start(RING).unwrap();
+    let used = || memory.read_obj::<u16>(GuestAddress(RING.used + 2)).unwrap();
+    let mut rounds = 0;
+    while used() < REQUESTS {
+        queue.run();
+        assert!(slow.owned() > 0, "nothing is taken any more");
+        assert!(slow.owned() <= MAX_COPIED + MAX_COPY, "{} bytes are copied", slow.owned());
+        slow.go_on();
+        queue.run();
+        rounds += 1;
+        assert!(rounds <= REQUESTS, "{} of {REQUESTS} requests answered", used());
+    }
+    assert_eq!(queue.in_flight(), 0);
 }

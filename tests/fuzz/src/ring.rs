@@ -15,7 +15,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use btrfs_shadow::device::bare::{BareQueue, DiskPlace, RingPlace};
-use btrfs_shadow::device::limits::{BATCH, MAX_HELD};
+use btrfs_shadow::device::limits::MAX_COPIED;
 use btrfs_shadow::image::{EngineKind, Image, RawImage, RawOptions};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
@@ -27,8 +27,8 @@ use tap::{Fate, ScriptedTap};
 /// The longest input.
 pub const MAX_LEN: usize = 4096;
 
-/// What an input may take: what a queue may hold, the batch that goes beyond it, and some more.
-const MEMORY: usize = MAX_HELD + (BATCH + 16) * DISK as usize;
+/// What an input may take: what a queue may copy, the request that goes beyond it, and some more.
+const MEMORY: usize = MAX_COPIED + 8 * DISK as usize;
 
 /// Bytes of the disk.
 const DISK: u64 = 1 << 20;
@@ -76,7 +76,7 @@ pub fn run(input: &[u8]) {
     let ground = GROUND.lock().unwrap_or_else(PoisonError::into_inner);
     ground.guest.clear();
     ground.disk.set_len(0).and_then(|()| ground.disk.set_len(DISK)).expect("the disk");
-    bounded(MEMORY, || Play::new(&ground, input).to_the_end());
+    bounded(MEMORY, || Play::new(&ground, input).play());
     assert!(ground.guest.is_whole(), "memory beside the guest's was written to");
     assert!(!holds_border(&ground.disk), "memory beside the guest's was read");
 }
@@ -151,7 +151,7 @@ impl<'a> Play<'a> {
         play
     }
 
-    fn to_the_end(mut self) {
+    fn play(mut self) {
         while !self.script.is_empty() {
             self.step();
         }
@@ -251,7 +251,7 @@ impl<'a> Play<'a> {
             self.ring.next = self.script.u16();
         }
         if how & 2 != 0 {
-            let mut place = |align: u64| u64::from(self.script.u32()) % (LOW_END + 0x2000) & !(align - 1);
+            let mut place = |align: u64| u64::from(self.script.u32()) % (LOW_END + 0x2000) / align * align;
             (self.ring.descriptors, self.ring.available, self.ring.used) = (place(16), place(2), place(4));
         }
         self.honest &= how & 3 == 0;
