@@ -1,5 +1,7 @@
 //! The super block, its copies and its feature bits.
 
+use alloc::vec::Vec;
+
 use zerocopy::IntoBytes as _;
 
 use crate::Uuid;
@@ -243,6 +245,35 @@ impl<'a> SuperBlock<'a> {
     #[cfg(feature = "checksum")]
     pub fn csum(&self) -> Result<crate::ChecksumType, ParseError> {
         crate::ChecksumType::from_disk(self.csum_type())
+    }
+
+    /// The super block of the next transaction, if nothing but the root tree is another: its root block and level.
+    /// `bytes_used`, which changes with nearly every one, and the checksum are left as they are.
+    #[must_use]
+    pub fn foretold(&self, root: (u64, u8)) -> Vec<u8> {
+        let generation = self.generation().saturating_add(1);
+        let (root, root_level) = (root.0.into(), root.1);
+        let next = layout::SuperBlock { generation: generation.into(), root, root_level, ..*self.0 };
+        next.as_bytes().to_vec()
+    }
+
+    /// Whether a super block that was [foretold](Self::foretold) says the same as this one, but for what says nothing
+    /// about trees, chunks or devices (the log's root and the old roots that are kept in case of need, among others),
+    /// and `bytes_used`.
+    #[must_use]
+    pub fn is_as_foretold(&self, foretold: &SuperBlock<'_>) -> bool {
+        let (this, other) = (self.0, foretold.0);
+        let same = layout::SuperBlock {
+            csum: other.csum,
+            log_root: other.log_root,
+            log_root_level: other.log_root_level,
+            bytes_used: other.bytes_used,
+            cache_generation: other.cache_generation,
+            uuid_tree_generation: other.uuid_tree_generation,
+            super_roots: other.super_roots,
+            ..*this
+        };
+        same.as_bytes() == other.as_bytes()
     }
 
     /// Whether two super blocks differ in nothing but the log root: what an fsync writes.

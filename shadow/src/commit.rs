@@ -1,5 +1,7 @@
 //! Verifies a commit: the state it leaves, the report it gives, and what is kept for the next one.
 
+mod foresight;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -8,6 +10,7 @@ use parser::SuperBlock;
 
 use crate::attach::{self, AttachError, Coverage};
 use crate::codes::{Code, Severity};
+use crate::commit::foresight::{Ahead, Foreseen};
 use crate::delta::extents::{ExtentChange, ExtentDelta, Records, extent_delta};
 use crate::delta::references::{
     ExtentId, Inputs, ReferenceDelta, ReplacedRanges, Residuals, reference_delta,
@@ -181,6 +184,10 @@ pub struct Verifier {
     /// Extents that the commit at hand touches.
     touched: Vec<u64>,
     undo: Option<Undo>,
+    /// The commit that will probably come, verified already.
+    foreseen: Option<Foreseen>,
+    /// Set while a commit is verified of which the super block is not there yet.
+    ahead: Option<Ahead>,
 }
 
 /// What is known beside the trees. Whatever the verification of a commit changes and the next one looks at is in
@@ -224,6 +231,8 @@ impl Verifier {
             revocable: false,
             touched: Vec::new(),
             undo: None,
+            foreseen: None,
+            ahead: None,
         }
     }
 
@@ -286,6 +295,7 @@ impl Verifier {
 
     /// Forgets the file system.
     pub fn detach(&mut self) {
+        self.foreseen = None;
         self.snapshot = None;
         self.coverage = Coverage::default();
         self.shadow.clear();
@@ -297,6 +307,7 @@ impl Verifier {
     /// Takes up damage that was there at attach, so that only what is added to it is reported. What commits have
     /// added, or taken away, since is summed with it.
     pub fn know_damage(&mut self, residuals: Residuals) {
+        self.forget_foreseen();
         for (bytenr, keys) in residuals {
             let known = self.known.residuals.entry(bytenr).or_default();
             for (key, more) in keys {
@@ -326,6 +337,7 @@ impl Verifier {
     /// Takes back the last commit or log commit, so that the one before it is the last again. Of the histories only
     /// the steps of the refused commit are forgotten; entries are read anew from the extent tree.
     pub fn revoke(&mut self) {
+        self.forget_foreseen();
         self.logs.clear();
         match self.undo.take() {
             Some(Undo::Commit { snapshot, coverage, known, touched, generation }) => {
@@ -346,6 +358,9 @@ impl Verifier {
     /// Verifies the commit that `superblock` makes, and takes over its state. All blocks it reaches must have been
     /// written; those of the last commit must not have been overwritten yet.
     pub fn commit(&mut self, superblock: &[u8], source: &dyn BlockSource) -> CommitReport {
+        if let Some(report) = self.adopt(superblock, source) {
+            return report;
+        }
         let mut report = CommitReport::new(&self.rules);
         self.logs.clear();
         self.undo = None;
@@ -411,6 +426,7 @@ impl Verifier {
 
     /// Verifies a log commit: `superblock` differs from the last one in nothing but its log root.
     pub fn log_commit(&mut self, superblock: &[u8], source: &dyn BlockSource) -> CommitReport {
+        self.forget_foreseen();
         let mut report = CommitReport::new(&self.rules);
         self.undo = None;
         let Some(snapshot) = &mut self.snapshot else {
@@ -488,8 +504,16 @@ impl Verifier {
         });
         report.references = count_references(&references);
         report.blocks_born = references.born;
-        let ReferenceDelta { changes, violations, mut problems, not_flushed, .. } = references;
-        report.not_flushed = not_flushed;
+        let ReferenceDelta { changes, mut violations, mut problems, fresh, .. } = references;
+        match &mut self.ahead {
+            // They are being flushed just now.
+            Some(ahead) => ahead.fresh = fresh,
+            None => {
+                let (missing, not_flushed) = foresight::origins(&new, &fresh);
+                violations.extend(missing);
+                report.not_flushed = not_flushed;
+            }
+        }
         if extents.problems.is_empty() {
             // What can't be read of the other trees has been come upon above.
             report.live = live::delta(&old, &new, &extents, &replaced).ok();
@@ -539,7 +563,8 @@ impl Verifier {
         folded: &[Violation],
     ) -> Vec<Violation> {
         let reported = report.violations.iter().chain(folded);
-        let space = space::verify(old, new, extents, reported, &mut self.known.space);
+        let bytes_used = self.ahead.as_mut().map(|ahead| &mut ahead.bytes_used);
+        let space = space::verify((old, new), extents, reported, &mut self.known.space, bytes_used);
         report.unverified.extend(space.unverified);
         space.violations
     }
@@ -559,9 +584,7 @@ impl Verifier {
         replaced: &ReplacedRanges,
         generation: u64,
     ) -> Vec<Finding> {
-        if self.revocable {
-            self.touched.extend(work.iter().map(|touched| touched.id.bytenr));
-        }
+        self.touched.extend(work.iter().map(|touched| touched.id.bytenr));
         let (gone, rest): (Vec<_>, Vec<_>) =
             work.into_iter().partition(|touched| !touched.id.reborn && replaced.contains(touched.id.bytenr));
         let mut findings = Vec::new();

@@ -61,7 +61,7 @@ pub struct Form {
 /// Hands every reference that `block` holds to `visit`. `expect` is how the block was reached. A file extent that is
 /// malformed holds none; [`crate::items`] reports it.
 pub fn for_each(block: &Block<'_>, expect: &Expect, form: Form, visit: impl FnMut(Edge)) {
-    for_each_in(block, expect, form, [0..block.len()], visit);
+    for_each_in(block, expect, form, std::iter::once(0..block.len()), visit);
 }
 
 /// Like [`for_each`], for those slots that are in `ranges`.

@@ -129,7 +129,7 @@ impl Walk<'_, '_> {
         let Snapshot { geometry, generation, .. } = self.forest.snapshot;
         let context = Context::new(geometry, *generation, leaf.header().owner());
         let mut faults = Vec::new();
-        items::check_leaf(&context, leaf, [0..leaf.len()], |fault| faults.push(fault));
+        items::check_leaf(&context, leaf, std::iter::once(0..leaf.len()), |fault| faults.push(fault));
         for found in faults {
             let is_known = !self.known.faults.insert((tree, found.key, found.fault.code));
             let root = self.forest.snapshot.tree(tree);

@@ -108,4 +108,10 @@ pub trait BlockSource: Sync {
     fn origin(&self, _place: Physical, _len: u64) -> Origin {
         Origin::Unknown
     }
+
+    /// Counts the writes to where tree blocks may lie: as long as it says the same, whatever was read would be read
+    /// again. `None` where nobody counts.
+    fn epoch(&self) -> Option<u64> {
+        None
+    }
 }

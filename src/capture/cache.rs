@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use parser::ChecksumType;
 use parser::map::Physical;
+use parser::superblock::{OFFSETS, SIZE};
 use shadow::{BlockSource, Geometry, ReadError, TreeBlock};
 
 use crate::image::Image;
@@ -31,6 +32,8 @@ struct State {
     format: Option<Format>,
     /// Counts changes of what the image holds, so that a block read from it in the meantime is not kept.
     epoch: u64,
+    /// Counts those that a tree block can be touched by: writes of super blocks are none.
+    changes: u64,
 }
 
 struct Entry {
@@ -58,6 +61,7 @@ impl BlockCache {
             bytes: 0,
             format: None,
             epoch: 0,
+            changes: 0,
         };
         BlockCache { image, limit, state: Mutex::new(state) }
     }
@@ -84,8 +88,10 @@ impl BlockCache {
     /// Forgets every block that touches `len` bytes at `offset`: they hold something else now.
     pub fn invalidate(&self, offset: u64, len: u64) {
         let mut state = self.lock();
-        state.epoch += 1;
         let end = offset.saturating_add(len);
+        let in_super = |place: &u64| *place <= offset && end <= place.saturating_add(SIZE as u64);
+        state.epoch += 1;
+        state.changes += u64::from(!OFFSETS.iter().any(in_super));
         let first = offset.saturating_sub(MAX_NODESIZE);
         let touched: Vec<u64> = state
             .blocks
@@ -123,6 +129,7 @@ impl State {
         self.order.clear();
         self.bytes = 0;
         self.epoch += 1;
+        self.changes += 1;
     }
 
     fn remove(&mut self, place: u64) {
@@ -152,6 +159,10 @@ impl State {
 }
 
 impl BlockSource for BlockCache {
+    fn epoch(&self) -> Option<u64> {
+        Some(self.lock().changes)
+    }
+
     fn read(&self, place: Physical) -> Result<Arc<TreeBlock>, ReadError> {
         let (format, epoch) = {
             let state = self.lock();

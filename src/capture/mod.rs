@@ -5,6 +5,7 @@
 //! is only a candidate: it lies where tree blocks may lie and carries the file system's UUID.
 
 mod cache;
+mod foresight;
 mod preserve;
 mod regions;
 
@@ -18,6 +19,7 @@ use parser::superblock::OFFSETS;
 use shadow::Violation;
 
 pub use cache::BlockCache;
+pub use foresight::{Foresight, Root};
 pub use preserve::{Preserve, PreservedSource};
 pub use regions::Regions;
 
@@ -40,6 +42,8 @@ pub const PRIMARY_SUPER: u64 = OFFSETS[0];
 pub enum Message {
     /// A write that touches the primary super block, or a copy where the policy says so: held until its verdict.
     SuperWrite(HeldWrite),
+    /// The guest flushes, and its next commit may have this root.
+    Foresee(Root),
     /// The device waits for what is held.
     Draining(Draining),
     /// Somebody at the control socket wants something.
@@ -115,6 +119,8 @@ pub struct CaptureShared {
     pub policy: Policy,
     /// Watches what is overwritten, and what is flushed.
     pub guard: Guard,
+    /// Watches for what will be committed next.
+    pub foresight: Foresight,
 }
 
 impl CaptureShared {
@@ -127,6 +133,7 @@ impl CaptureShared {
             preserve: Arc::new(Preserve::new(Arc::clone(&image), limit)),
             guard: Guard::new(image),
             counters: CaptureCounters::default(),
+            foresight: Foresight::default(),
             policy: Policy::default(),
         }
     }
@@ -232,8 +239,11 @@ impl Tap for Capture {
             // Of a block that is written twice, one copy is kept: found out here, it need not be at the commit.
             let copy = self.shared.cache.find(regions.other_copies(place), bytes);
             let block = copy.unwrap_or_else(|| Arc::new(regions.parse(bytes)));
-            if block.csum_ok() && Header::parse(block.bytes()).is_ok() {
+            if let Ok(header) = Header::parse(block.bytes())
+                && block.csum_ok()
+            {
                 self.shared.counters.tree_blocks.fetch_add(1, Ordering::Relaxed);
+                self.shared.foresight.wrote(&header, regions.generation);
             }
             self.shared.cache.insert(place, block);
         }
@@ -249,6 +259,10 @@ impl Tap for Capture {
         let (number, proof) = self.shared.guard.flush_begins();
         if let Some(violation) = proof {
             self.tell(Message::NotFlushed(Box::new(violation)));
+        }
+        let committed = self.shared.regions.load().as_ref().map(|regions| regions.generation);
+        if let Some(root) = committed.and_then(|committed| self.shared.foresight.at_flush(committed)) {
+            self.tell(Message::Foresee(root));
         }
         number
     }

@@ -13,6 +13,8 @@ use shadow::{Geometry, Snapshot, TreeBlock};
 pub struct Regions {
     /// What holds for all its tree blocks.
     pub geometry: Geometry,
+    /// Transaction of the last commit.
+    pub generation: u64,
     /// UUIDs that a tree block may carry.
     uuids: Vec<parser::Uuid>,
     /// Where the copies of a block lie.
@@ -29,7 +31,13 @@ impl Regions {
         let mut uuids = vec![geometry.metadata_uuid];
         uuids.extend_from_slice(&snapshot.seed_uuids);
         let chunks = Arc::clone(&snapshot.chunks);
-        Regions { data: data_ranges(&chunks, geometry.devid), chunks, geometry, uuids }
+        Regions {
+            data: data_ranges(&chunks, geometry.devid),
+            generation: snapshot.generation,
+            chunks,
+            geometry,
+            uuids,
+        }
     }
 
     /// Whether both mean the same ranges.

@@ -17,7 +17,7 @@ use shadow::attach::{self, AttachError};
 use shadow::classify::ReattachReason;
 use shadow::{BlockSource, CommitReport, Forest, Severity, SuperChange, Verdict, Verifier, classify};
 
-use crate::capture::{CaptureShared, Message, PRIMARY_SUPER, Regions, SUPER_SIZE};
+use crate::capture::{CaptureShared, Message, PRIMARY_SUPER, Regions, Root, SUPER_SIZE};
 use crate::check::{self, AuditReport, ImageData, ImageSource, NoProgress, audit};
 use crate::events::{Attach, Commit, CommitKind, Event, Fsid, Resolution, Sinks};
 use crate::image::Image;
@@ -62,6 +62,8 @@ pub struct FileSystem {
     copied: Option<Box<[u8]>>,
     /// What was reported about writes: the rule, and the address.
     harms: HashSet<(shadow::Code, u64)>,
+    /// When the commit that is expected next was verified, ahead of its super block.
+    foreseen: Option<Instant>,
 }
 
 impl FileSystem {
@@ -97,6 +99,7 @@ impl FileSystem {
             proposed: None,
             copied: None,
             harms: HashSet::new(),
+            foreseen: None,
         }
     }
 
@@ -285,7 +288,9 @@ impl FileSystem {
         over_refusal: bool,
     ) -> Judged {
         let copies = if kind == CommitKind::Transaction { self.super_copies(superblock) } else { Vec::new() };
-        let started = Instant::now();
+        // A super block that came while its commit was still being verified has waited for that.
+        let waited = self.foreseen.take().is_some_and(|ended| ended > submitted);
+        let started = if waited { submitted } else { Instant::now() };
         let source = GuestWrites { shared: &self.shared };
         let mut report = match kind {
             CommitKind::Transaction if self.verify_data => {
@@ -311,6 +316,13 @@ impl FileSystem {
             self.accept(kind);
         }
         judged
+    }
+
+    /// The guest flushes, and may be about to commit this root: while it waits for the flush, the commit is verified.
+    pub fn foresee(&mut self, root: Root) {
+        let source = GuestWrites { shared: &self.shared };
+        self.verifier.foresee(root, &source);
+        self.foreseen = Some(Instant::now());
     }
 
     /// The commit that was judged last is going to be written.

@@ -84,6 +84,8 @@ impl Gate {
     pub fn take(&mut self, message: Message) {
         match message {
             Message::SuperWrite(write) => self.held(write),
+            Message::Foresee(root) if self.paused.is_none() => self.filesystem.foresee(root),
+            Message::Foresee(_) => {}
             Message::Draining(why) => self.draining(why),
             Message::Control(request, reply) => {
                 // Whoever asked may have lost patience.

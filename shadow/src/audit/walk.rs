@@ -120,7 +120,7 @@ impl<'a> Walk<'a> {
         if let Block::Leaf(leaf) = block {
             let owner = leaf.header().owner();
             let context = items::Context::new(geometry, *generation, owner);
-            items::check_leaf(&context, leaf, [0..leaf.len()], |fault| {
+            items::check_leaf(&context, leaf, std::iter::once(0..leaf.len()), |fault| {
                 found.push(fault.violation(owner, geometry.nodesize));
             });
         }

@@ -26,7 +26,7 @@ use crate::delta::items::ItemFaults;
 use crate::delta::masks::{self, Masks};
 use crate::delta::pairs::{self, Common, Pairs};
 use crate::edges::{self, Edge, Form, Target};
-use crate::forest::{BlockProblem, Copies, Expect, Forest, RootId, Unsafe};
+use crate::forest::{BlockProblem, Copies, Expect, Forest, RootId};
 use crate::items;
 use crate::record::{ExtentRecord, RefKey, Site};
 use crate::source::TreeBlock;
@@ -71,8 +71,8 @@ pub struct ReferenceDelta {
     pub violations: Vec<Violation>,
     /// What could not be read; where there is anything, `changes` is not all.
     pub problems: Vec<BlockProblem>,
-    /// A new block that was not flushed.
-    pub not_flushed: Option<Violation>,
+    /// How the blocks of this transaction are reached that became reachable.
+    pub fresh: Vec<Expect>,
     /// Tree blocks that became reachable.
     pub born: u64,
     /// Tree blocks that are no longer reachable.
@@ -374,7 +374,9 @@ impl<'a, 'r> Walk<'a, 'r> {
         };
         self.unborn.remove(&expect.bytenr);
         self.result.violations.extend(bad_copies);
-        self.check_origin(expect);
+        if expect.generation == self.inputs.new.snapshot.generation {
+            self.result.fresh.push(*expect);
+        }
         let Some(view) = block.view() else { return };
         let record = self.new_record(expect.bytenr);
         self.check_born_record(&view.header(), record.as_deref());
@@ -410,20 +412,6 @@ impl<'a, 'r> Walk<'a, 'r> {
             self.pairs.settle(original.expect.bytenr, compared.dropped);
         } else {
             self.adds.extend(compared.shared.into_iter().map(Add::checked));
-        }
-    }
-
-    /// A block of this transaction must have been written before the super block came.
-    fn check_origin(&mut self, expect: &Expect) {
-        if expect.generation != self.inputs.new.snapshot.generation {
-            return;
-        }
-        match self.inputs.new.unsafe_copy(expect) {
-            Some(Unsafe::Missing(violation)) => self.result.violations.push(violation),
-            Some(Unsafe::NotFlushed(violation)) => {
-                self.result.not_flushed.get_or_insert(violation);
-            }
-            None => {}
         }
     }
 

@@ -62,6 +62,8 @@ pub(crate) struct Commit<'a, 'r> {
     pub(crate) explained: Explained,
     /// What the old checksum tree holds is not to be relied on.
     pub(crate) missed: bool,
+    /// Where `bytes_used` of the new super block is not known yet: by how much it must have changed is put here.
+    pub(crate) bytes_used: Option<&'r mut Option<i128>>,
     /// What earlier commits have left.
     pub(crate) memory: &'r mut Memory,
 }
@@ -113,13 +115,14 @@ pub struct Verified {
 }
 
 /// Holds a commit to every rule. `extents` is what changed in the extent tree, all of it; `reported` what other rules
-/// have said of this commit.
+/// have said of this commit. With `bytes_used` the super block's is not known yet: by how much it must have changed is
+/// put there.
 pub fn verify<'v>(
-    old: Forest<'_>,
-    new: Forest<'_>,
+    (old, new): (Forest<'_>, Forest<'_>),
     extents: &ExtentDelta,
     reported: impl Iterator<Item = &'v Violation>,
     memory: &mut Memory,
+    bytes_used: Option<&mut Option<i128>>,
 ) -> Verified {
     let mut verified = Verified::default();
     // Until the rule about checksums has said otherwise.
@@ -139,7 +142,8 @@ pub fn verify<'v>(
     let reported: Vec<&Violation> = reported.collect();
     let codes: BTreeSet<Code> = reported.iter().map(|violation| violation.code).collect();
     let explained = Explained::new(reported, nodesize);
-    let mut commit = Commit { old, new, extents, groups, unlike: Vec::new(), explained, missed, memory };
+    let unlike = Vec::new();
+    let mut commit = Commit { old, new, extents, groups, unlike, explained, missed, bytes_used, memory };
     for Rule { what, unless, run } in RULES {
         if unless.iter().any(|code| codes.contains(code)) {
             continue;

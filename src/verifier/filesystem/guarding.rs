@@ -29,6 +29,10 @@ impl BlockSource for GuestWrites<'_> {
     fn origin(&self, place: Physical, len: u64) -> Origin {
         self.shared.guard.writes().origin(place.offset, len)
     }
+
+    fn epoch(&self) -> Option<u64> {
+        self.shared.cache.epoch()
+    }
 }
 
 /// What the guard must be told of a commit, if it is written.
