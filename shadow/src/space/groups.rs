@@ -11,7 +11,7 @@ use crate::codes::Code;
 use crate::forest::{BlockProblem, Forest};
 use crate::space::commit::{Commit, Outcome};
 use crate::space::extents::extent_range;
-use crate::space::group::{Group, Groups};
+use crate::space::group::{Group, Groups, chunk_range};
 use crate::tree::Searcher;
 use crate::violation::Violation;
 
@@ -131,7 +131,36 @@ pub(crate) fn chunks(commit: &mut Commit<'_, '_>) -> Outcome {
         found.extend(unlike_chunk(chunk, groups.at(start)?.as_ref()));
     }
     commit.unlike = found.iter().map(|violation: &Violation| violation.bytenr).collect();
+    for chunk in gone {
+        // Where the block group is still there, that is the finding.
+        if groups.at(chunk.logical)?.is_none() {
+            found.extend(not_empty(commit.new, chunk)?);
+        }
+    }
     Ok(found)
+}
+
+/// A chunk that is gone, with its block group, while extents lie where no chunk is any more. Blocks and data that stay
+/// are read by no other rule.
+fn not_empty(forest: Forest<'_>, chunk: &Chunk) -> Result<Option<Violation>, BlockProblem> {
+    let mut items = Searcher::new(forest, forest.snapshot.tree(ids::EXTENT_TREE));
+    let (start, end) = chunk_range(chunk);
+    let Some(last) = end.checked_sub(1) else { return Ok(None) };
+    let (mut count, mut first) = (0u64, None);
+    items.range(Key::new(start, 0, 0), Key::new(last, u8::MAX, u64::MAX), |item| {
+        let Some((bytenr, len)) = extent_range(&item.key, forest.nodesize()) else { return };
+        if forest.snapshot.chunks.chunk_at(bytenr).is_none() {
+            count = count.saturating_add(1);
+            first.get_or_insert((bytenr, len));
+        }
+    })?;
+    Ok(first.map(|(bytenr, len)| {
+        let message = format!(
+            "block group [{start} {}] was removed while it held {count} extents, the first of them [{bytenr} {len}]",
+            chunk.length
+        );
+        Violation::new(Code::SpaceBlockGroupNotEmpty, start, chunk.length, message).with_worth(0u64, count)
+    }))
 }
 
 /// A chunk and the block group at the same address: both or none, and alike.
