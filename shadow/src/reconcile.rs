@@ -373,6 +373,17 @@ fn describe(touched: &Touched, differences: &[Difference], refused: &[Violation]
                 .with_worth(0, record.refs)
                 .with_key(stale.key)
         }
+        (Some(twice), None) if twice.key.metadata && twice.recorded > 0 => {
+            let message = format!(
+                "tree block [{bytenr} {len}] is referred to {} times by {}, of which one can only be{}",
+                twice.held,
+                twice.key,
+                held_by(twice)
+            );
+            Violation::new(Code::RefDuplicateTreeRef, bytenr, len, message)
+                .with_worth(twice.recorded, twice.held)
+                .with_key(twice.key)
+        }
         (Some(different), None) | (None, Some(different)) if different.held > 0 && different.recorded > 0 => {
             let message = format!(
                 "data extent[{bytenr}, {len}] referencer count mismatch ({}) wanted {} have {}{}",
