@@ -176,6 +176,10 @@ pub struct Serve {
     /// Give up, once everything is open, what serving doesn't need (Landlock and seccomp)
     #[arg(long, value_name = "WHETHER", value_enum, default_value_t = Switch::On)]
     pub sandbox: Switch,
+    /// Record of the requests in flight, from which the next process goes on if this one is killed; on a disk of this
+    /// machine, best in memory. Without it SOCK.inflight, or none with --fd
+    #[arg(long, value_name = "FILE")]
+    pub inflight: Option<PathBuf>,
     /// Refuse all writes
     #[arg(long)]
     pub read_only: bool,

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +46,7 @@ pub fn run(options: &Serve) -> Result<Summary> {
     let device_options = DeviceOptions {
         num_queues: options.num_queues,
         poll: Duration::from_micros(options.poll_us),
+        inflight: inflight(options),
         serial: options.serial.clone(),
     };
     let mut server = Server::bind(socket, Arc::clone(&image), tap, device_options)?;
@@ -137,6 +138,16 @@ fn sinks(options: &Serve) -> Result<Sinks> {
         }
     }
     Ok(sinks)
+}
+
+/// Where requests in flight are recorded: next to the socket, whose next owner looks for it there.
+fn inflight(options: &Serve) -> Option<PathBuf> {
+    let beside = |socket: &PathBuf| {
+        let mut path = socket.clone().into_os_string();
+        path.push(".inflight");
+        PathBuf::from(path)
+    };
+    options.inflight.clone().or_else(|| options.socket_path.as_ref().map(beside))
 }
 
 fn socket(options: &Serve) -> Result<Socket> {

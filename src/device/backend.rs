@@ -34,9 +34,9 @@ pub(super) struct Backend {
 
 impl Backend {
     pub(super) fn new(shared: Arc<Shared>, image: &dyn Image, num_queues: usize) -> io::Result<Self> {
-        let workers = (0..num_queues)
-            .map(|queue| Ok(Mutex::new(Worker::new(queue, shared.clone(), image.engine()?)?)))
-            .collect::<io::Result<_>>()?;
+        let worker = |queue| Worker::new(queue, shared.clone(), image.engine()?, shared.record.queue(queue));
+        let workers =
+            (0..num_queues).map(|queue| worker(queue).map(Mutex::new)).collect::<io::Result<_>>()?;
         // The number of queues was checked against a limit below 2^16.
         let config = config::config_space(shared.disk.len, num_queues as u16);
         let exits = (0..num_queues)
@@ -129,7 +129,10 @@ impl VhostUserBackend for Backend {
 
     fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
         match config::write_cache_setting(offset, buf) {
-            Some(on) => self.shared.write_through.store(!on, Ordering::Release),
+            Some(on) => {
+                self.shared.write_through.store(!on, Ordering::Release);
+                self.shared.record.set_write_through(!on);
+            }
             // An error would end the connection.
             None => debug!(offset, len = buf.len(), "ignored a write to the configuration space"),
         }

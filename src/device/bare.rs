@@ -13,6 +13,7 @@ use virtio_queue::QueueT;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::chain::Disk;
+use super::inflight::Record;
 use super::limits::{MAX_QUEUE_SIZE, SERIAL_SIZE};
 use super::worker::{Shared, Worker};
 use super::{MemorySpace, Vring};
@@ -68,18 +69,20 @@ impl BareQueue {
         memory: GuestMemoryMmap<()>,
     ) -> io::Result<Self> {
         let memory = GuestMemoryAtomic::new(memory);
+        let record = Record::open(None)?;
         let shared = Arc::new(Shared {
             tap,
             disk: Disk { len: disk.len, read_only: disk.read_only },
             serial: vec![b's'; SERIAL_SIZE],
             memory: memory.clone(),
+            record: record.clone(),
             closing: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             write_through: AtomicBool::new(disk.write_through),
             poll: disk.poll,
         });
         let vring = Vring::new(memory.clone(), MAX_QUEUE_SIZE as u16).map_err(io::Error::other)?;
-        Ok(Self { worker: Worker::new(0, shared, engine)?, vring, memory })
+        Ok(Self { worker: Worker::new(0, shared, engine, record.queue(0))?, vring, memory })
     }
 
     /// Starts the ring at `place`.

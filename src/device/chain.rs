@@ -10,7 +10,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
     VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
-use virtio_queue::DescriptorChain;
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::Memory;
@@ -78,19 +78,28 @@ pub(super) struct Parsed {
     /// Where the status byte goes; known to be mapped.
     pub(super) status: Option<GuestAddress>,
     pub(super) request: Result<Request, Refusal>,
+    /// Of the buffers and the header, which stay as they are while the request is in flight: whether a chain at the same
+    /// place is still the same request.
+    pub(super) fingerprint: u64,
 }
 
-/// Takes apart `chain`, whose descriptors are in `memory`.
-pub(super) fn parse(chain: DescriptorChain<Arc<Memory>>, memory: &Arc<Memory>, disk: Disk) -> Parsed {
+/// Takes apart a chain, whose descriptors point to `memory`.
+pub(super) fn parse(chain: impl Iterator<Item = Descriptor>, memory: &Arc<Memory>, disk: Disk) -> Parsed {
     let mut segments = Segments::default();
     let whole = segments.collect(chain);
+    let buffers = segments.fingerprint();
     let status = segments.take_status(memory);
     let request = match (whole, status) {
         (Err(reason), _) => Err(Refusal::Malformed(reason)),
         (Ok(()), None) => Err(Refusal::Malformed("no room for the status")),
-        (Ok(()), Some(_)) => segments.into_request(memory, disk),
+        (Ok(()), Some(_)) => segments.as_request(memory, disk),
     };
-    Parsed { status, request }
+    let fingerprint = segments.header.iter().fold(buffers, |hash, word| mix(hash, *word));
+    Parsed { status, request, fingerprint }
+}
+
+fn mix(hash: u64, word: u64) -> u64 {
+    (hash.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// A piece of guest memory, not yet known to be mapped.
@@ -109,12 +118,22 @@ struct Segments {
     writable: Vec<Segment>,
     /// Whether the chain was followed to its end and the device may write there.
     status_expected: bool,
+    /// The header, once it was read.
+    header: [u64; 2],
 }
 
 impl Segments {
+    fn fingerprint(&self) -> u64 {
+        let all = self.readable.iter().chain(&self.writable);
+        let hash = all.fold(self.readable.len() as u64 + 1, |hash, segment| {
+            mix(mix(hash, segment.addr.0), segment.len as u64)
+        });
+        mix(hash, self.writable.len() as u64)
+    }
+
     /// Reads the descriptors. The library ends a chain silently where it can't go on; such a chain is told by its last
     /// descriptor, which names a successor.
-    fn collect(&mut self, chain: DescriptorChain<Arc<Memory>>) -> Result<(), &'static str> {
+    fn collect(&mut self, chain: impl Iterator<Item = Descriptor>) -> Result<(), &'static str> {
         let mut last = None;
         let mut outcome = Ok(());
         for (count, descriptor) in chain.enumerate() {
@@ -159,11 +178,12 @@ impl Segments {
         memory.address_in_range(addr).then_some(addr)
     }
 
-    fn into_request(mut self, memory: &Arc<Memory>, disk: Disk) -> Result<Request, Refusal> {
+    fn as_request(&mut self, memory: &Arc<Memory>, disk: Disk) -> Result<Request, Refusal> {
         let header = self.take_header(memory)?;
         let word =
             |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let sector = u64::from(word(8)) | u64::from(word(12)) << 32;
+        self.header = [word(0).into(), sector];
         match word(0) {
             VIRTIO_BLK_T_IN if !self.readable.is_empty() => {
                 Err(Refusal::Malformed("read into readable memory"))

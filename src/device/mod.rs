@@ -8,6 +8,7 @@
 //!
 //! ```text
 //! server ── session ── backend ── worker (one per queue and thread) ── chain, engine, tap
+//!    │         │                        └── inflight (a record that outlives the process)
 //!    │         └── bridge (only for --fd with a connected socket)
 //!  socket, stop
 //! ```
@@ -19,6 +20,7 @@ mod chain;
 mod config;
 mod held;
 mod in_flight;
+mod inflight;
 pub mod limits;
 mod poll;
 mod server;

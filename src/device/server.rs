@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use vm_memory::GuestMemoryAtomic;
 use super::backend::Backend;
 use super::bridge::{Abutments, Bridge};
 use super::chain::Disk;
+use super::inflight::Record;
 use super::limits::{DEFAULT_POLL, DEFAULT_QUEUES, MAX_QUEUES, SECTOR_SIZE, SERIAL_SIZE};
 use super::session;
 use super::socket::{Bound, Socket, SocketFile, into_vhost_listener};
@@ -29,13 +31,21 @@ pub struct DeviceOptions {
     pub num_queues: usize,
     /// The longest time that a queue's thread looks for something to do before it sleeps; zero for not at all.
     pub poll: Duration,
+    /// Where the requests in flight are recorded, for the process that comes after this one; without it none of them
+    /// survives the process.
+    pub inflight: Option<PathBuf>,
     /// Serial number; what exceeds [`SERIAL_SIZE`] bytes is cut off.
     pub serial: String,
 }
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        Self { num_queues: DEFAULT_QUEUES, poll: DEFAULT_POLL, serial: "btrfs-shadow".to_owned() }
+        Self {
+            num_queues: DEFAULT_QUEUES,
+            poll: DEFAULT_POLL,
+            inflight: None,
+            serial: "btrfs-shadow".to_owned(),
+        }
     }
 }
 
@@ -45,6 +55,9 @@ pub enum DeviceError {
     /// The socket can't be used.
     #[error("{0}")]
     Socket(#[source] io::Error),
+    /// The record of requests in flight can't be used.
+    #[error("{0}")]
+    Record(#[source] io::Error),
     /// An option is out of range.
     #[error("{0}")]
     Options(String),
@@ -84,6 +97,7 @@ pub struct Server {
     image: Arc<dyn Image>,
     tap: Arc<dyn Tap>,
     options: DeviceOptions,
+    record: Arc<Record>,
 }
 
 /// Where frontends come in.
@@ -118,7 +132,9 @@ impl Server {
                 Door::Connected(Some(Abutments::new(stream).map_err(DeviceError::Socket)?))
             }
         };
-        Ok(Self { door, image, tap, options })
+        // After the socket: who listens there has the record next to it.
+        let record = Record::open(options.inflight.as_deref()).map_err(DeviceError::Record)?;
+        Ok(Self { door, image, tap, options, record })
     }
 
     /// Serves one connection, from accept to disconnect.
@@ -126,7 +142,8 @@ impl Server {
     /// The tap is told when the connection begins, and that it has ended when every request, held writes included,
     /// is finished; until the tap has answered a held write this doesn't return.
     pub fn serve_one(&mut self, stop: &StopHandle) -> Result<SessionEnd, DeviceError> {
-        let (core, tap) = (Core { image: &self.image, options: &self.options }, &self.tap);
+        let (core, tap) =
+            (Core { image: &self.image, options: &self.options, record: &self.record }, &self.tap);
         match &mut self.door {
             Door::Listening { listener, .. } => {
                 if !stop.wait_for(listener.as_raw_fd()).map_err(DeviceError::Socket)? {
@@ -151,6 +168,7 @@ impl Server {
 struct Core<'a> {
     image: &'a Arc<dyn Image>,
     options: &'a DeviceOptions,
+    record: &'a Arc<Record>,
 }
 
 impl Core<'_> {
@@ -169,6 +187,7 @@ impl Core<'_> {
             },
             serial: serial(&self.options.serial),
             memory: memory.clone(),
+            record: self.record.clone(),
             closing: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             write_through: AtomicBool::new(false),

@@ -3,6 +3,8 @@
 //! A worker is driven by its thread; the session's main thread takes its place only to wait until nothing is in
 //! flight any more. Both do so under the worker's lock, so each step here has the queue to itself.
 
+mod resume;
+
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -17,9 +19,10 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddressSpace};
 
-use super::chain::{self, Disk, Refusal, Request};
+use super::chain::{self, Disk, Parsed, Refusal, Request};
 use super::held::Answers;
 use super::in_flight::{InFlight, Pending, Stage};
+use super::inflight::{QueueRecord, Record};
 use super::limits::{BATCH, MAX_COMPLAINTS, MAX_COPIED, MAX_COPY};
 use super::poll::Poll;
 use super::stop::wait_readable;
@@ -36,6 +39,8 @@ pub(super) struct Shared {
     pub(super) disk: Disk,
     pub(super) serial: Vec<u8>,
     pub(super) memory: MemorySpace,
+    /// What outlives the session: the part of each queue, and how the guest has set its write cache.
+    pub(super) record: Arc<Record>,
     /// No more requests are taken.
     pub(super) closing: AtomicBool,
     /// The frontend is gone: its rings aren't touched any more, because it may already have handed them on.
@@ -54,6 +59,10 @@ pub(super) struct Worker {
     answers: Arc<Answers>,
     /// Known once the ring has been used.
     vring: Option<Vring>,
+    /// What is in flight, for whoever comes after this session.
+    record: QueueRecord,
+    /// The ring has been taken up where it was left.
+    resumed: bool,
     pending: InFlight,
     poll: Poll,
     held_bytes: usize,
@@ -67,7 +76,12 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(queue: usize, shared: Arc<Shared>, engine: Box<dyn Engine>) -> io::Result<Self> {
+    pub(super) fn new(
+        queue: usize,
+        shared: Arc<Shared>,
+        engine: Box<dyn Engine>,
+        record: QueueRecord,
+    ) -> io::Result<Self> {
         let poll = shared.poll;
         Ok(Self {
             queue,
@@ -75,6 +89,8 @@ impl Worker {
             engine,
             answers: Answers::new()?,
             vring: None,
+            record,
+            resumed: false,
             pending: InFlight::default(),
             poll: Poll::new(poll),
             held_bytes: 0,
@@ -94,6 +110,7 @@ impl Worker {
     pub(super) fn run(&mut self, vring: &Vring) {
         self.vring.get_or_insert_with(|| vring.clone());
         self.poll.awake();
+        self.resume(vring);
         self.serve(vring);
         self.signal();
         self.poll.asleep();
@@ -158,7 +175,7 @@ impl Worker {
             self.reap();
             self.signal();
             if self.pending.is_empty() {
-                return;
+                return self.drained(why);
             }
             let (answers, engine) = self.notifiers();
             if let Err(error) = wait_readable(&[answers, engine.unwrap_or(-1)]) {
@@ -204,7 +221,10 @@ impl Worker {
             }
             let memory = self.shared.memory.memory().into_inner();
             let Some(chain) = self.pop(vring, &memory) else { return taken };
-            self.start(chain, memory);
+            let head = chain.head_index();
+            let parsed = chain::parse(chain, &memory, self.shared.disk);
+            self.record.taken(head, parsed.fingerprint);
+            self.start(head, parsed, memory);
         }
         BATCH
     }
@@ -219,9 +239,7 @@ impl Worker {
         })
     }
 
-    fn start(&mut self, chain: DescriptorChain<Arc<Memory>>, memory: Arc<Memory>) {
-        let head = chain.head_index();
-        let parsed = chain::parse(chain, &memory, self.shared.disk);
+    fn start(&mut self, head: u16, parsed: Parsed, memory: Arc<Memory>) {
         let pending = Pending {
             head,
             memory,
@@ -439,8 +457,12 @@ impl Worker {
         let Some(vring) = &self.vring else { return };
         let told = pending.status.is_some_and(|addr| pending.memory.write_obj(status, addr).is_ok());
         let used = if told { len.saturating_add(1) } else { 0 };
+        self.record.answering(pending.head);
         match vring.add_used(pending.head, used) {
-            Ok(()) => self.unsignalled = true,
+            Ok(()) => {
+                self.record.answered(pending.head);
+                self.unsignalled = true;
+            }
             Err(error) => self.complain(format_args!("cannot answer a request: {error}")),
         }
     }
