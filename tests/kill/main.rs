@@ -1,0 +1,202 @@
+//! The backend is killed under load and started again, and the guest goes on: nothing that was acknowledged is lost, no
+//! request is lost, answered twice or left hanging, and the guest's commits are verified on.
+
+mod guest;
+mod load;
+mod process;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use guest::Guest;
+use load::Load;
+use process::Service;
+use replay::rng::Rng;
+use replay::{History, Plan, Writes};
+use testkit::Spec;
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What processes are started with, in turn.
+const ENGINES: [&[&str]; 3] =
+    [&[], &["--io-engine", "sync"], &["--poll-us", "0", "--on-violation", "reject"]];
+
+/// Attempts to catch the backend with requests in flight.
+const ATTEMPTS: usize = 500;
+
+/// Kills, from the environment for the script that makes many.
+fn kills() -> usize {
+    std::env::var("KILLS").map_or(20, |kills| kills.parse().expect("KILLS is a number"))
+}
+
+fn history(steps: usize) -> History {
+    let script = |n: usize| match n % 4 {
+        0 => format!("mkdir d{n}; for i in $(seq 40); do echo $i-{n} > d{n}/f$i; done"),
+        1 => format!("head -c 300000 /dev/urandom > big{n}; cp --reflink=always big{n} clone{n}"),
+        2 => format!("btrfs -q subvolume snapshot . snap{n}"),
+        _ => format!("rm d{}/f*3; touch d{}/*; rm clone{}", n - 3, n - 3, n - 2),
+    };
+    replay::record(&Plan {
+        spec: Spec::new("killed", "-n 16384 -m dup").mounted("commit=300,nodiscard"),
+        prepare: "for i in $(seq 300); do echo $i > file$i; done".to_owned(),
+        scripts: (0..steps).map(|n| (format!("step {n}"), script(n))).collect(),
+        live: false,
+    })
+}
+
+/// A disk with the file system of a history, and room behind it.
+struct Scene {
+    history: History,
+    size: u64,
+}
+
+impl Scene {
+    fn new(steps: usize) -> Self {
+        let history = history(steps);
+        let size = std::fs::metadata(history.base.path()).unwrap().len();
+        assert!(history.steps.iter().all(replay::Step::is_single), "a recording with a hole");
+        let file = File::options().write(true).open(history.base.path()).unwrap();
+        file.set_len(size + (64 << 20)).unwrap();
+        Self { history, size }
+    }
+
+    fn image(&self) -> &Path {
+        self.history.base.path()
+    }
+
+    fn load(&self, seed: u64) -> Load {
+        Load::new(seed, self.size, self.history.steps.iter().map(Writes::from))
+    }
+
+    /// All commits are there, byte for byte, and `btrfs check` agrees.
+    fn assert_committed(&self) {
+        let image = File::open(self.image()).unwrap();
+        let mut expected = std::collections::BTreeMap::new();
+        for change in self.history.steps.iter().flat_map(replay::Step::changes) {
+            for (n, page) in change.bytes.chunks(4096).enumerate() {
+                expected.insert(change.offset + n as u64 * 4096, page);
+            }
+        }
+        for (offset, page) in expected {
+            let mut found = vec![0; page.len()];
+            image.read_exact_at(&mut found, offset).unwrap();
+            assert!(found == page, "the file system at {offset}");
+        }
+        let check = Command::new("btrfs").arg("check").arg(self.image()).output().expect("btrfs check");
+        assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+    }
+}
+
+/// Stops the backend with requests in flight, if that can be had. How many there are.
+fn catch(service: &Service, load: &mut Load, guest: &mut Guest, rng: &mut Rng) -> usize {
+    for _ in 0..ATTEMPTS {
+        load.fill(guest);
+        std::thread::sleep(Duration::from_micros(rng.below(400) as u64));
+        service.freeze();
+        let recorded = service.recorded();
+        if recorded > 0 {
+            return recorded;
+        }
+        service.thaw();
+        load.run(guest, 1);
+    }
+    0
+}
+
+fn assert_clean(service: &Service) -> usize {
+    let events = service.events();
+    let of = |kind: &str| events.iter().filter(|event| event["event"] == kind).collect::<Vec<_>>();
+    assert_eq!(of("violation"), Vec::<&serde_json::Value>::new());
+    for commit in of("commit") {
+        assert_eq!(
+            (&commit["verdict"], &commit["policy"]),
+            (&"clean".into(), &"written".into()),
+            "{commit:#}"
+        );
+    }
+    of("commit").len()
+}
+
+#[test]
+fn killed_under_load() {
+    let kills = kills();
+    let scene = Scene::new(24);
+    let image = File::open(scene.image()).unwrap();
+    let mut load = scene.load(1);
+    let mut rng = Rng::new(2);
+    let (mut service, mut guest) = (Service::new(scene.image()), Guest::new());
+    service.start(ENGINES[0]);
+    guest.connect(&service.socket());
+    let (mut with_requests, mut requests) = (0, 0);
+    for kill in 1..=kills {
+        load.run(&mut guest, rng.below(150));
+        // Now and then wherever it is, the other times with requests in flight.
+        let caught = if kill % 5 == 0 { 0 } else { catch(&service, &mut load, &mut guest, &mut rng) };
+        service.kill();
+        guest.lose_connection();
+        load.take(&mut guest);
+        load.assert_image(&image);
+        with_requests += usize::from(caught > 0);
+        requests += caught;
+        service.start(ENGINES[kill % ENGINES.len()]);
+        guest.connect(&service.socket());
+        if kill % 2 == 0 {
+            load.drain(&mut guest);
+            load.assert_image(&image);
+        }
+    }
+    while !load.commits_done() {
+        load.run(&mut guest, 1);
+    }
+    load.drain(&mut guest);
+    guest.disconnect();
+    service.terminate();
+    load.assert_image(&image);
+    scene.assert_committed();
+    let commits = assert_clean(&service);
+    // One that was killed after the write and before its event has nothing to say about it.
+    assert!(commits > 0 && commits + kills >= scene.history.steps.len(), "{commits} commits");
+    assert!(with_requests * 2 > kills, "{with_requests} of {kills} kills with requests in flight");
+    assert!(!service.record().exists());
+    println!(
+        "{kills} kills, {with_requests} of them with requests in flight ({requests}); {} requests answered, {commits} of \
+         {} commits verified, nothing lost",
+        load.answered,
+        scene.history.steps.len()
+    );
+}
+
+/// A new process takes over from one that was told to end: nothing is in flight, and the guest doesn't notice.
+#[test]
+fn replaced_under_load() {
+    let scene = Scene::new(4);
+    let image = File::open(scene.image()).unwrap();
+    let mut load = scene.load(3);
+    let (mut service, mut guest) = (Service::new(scene.image()), Guest::new());
+    for replacement in 0..6 {
+        service.start(ENGINES[replacement % ENGINES.len()]);
+        guest.connect(&service.socket());
+        load.run(&mut guest, 100);
+        load.fill(&mut guest);
+        let code = service.terminate();
+        assert!(code == 0 || code == 3, "exit code {code}: {}", service.stderr());
+        assert!(!service.record().exists(), "something was left in flight");
+        guest.lose_connection();
+        load.take(&mut guest);
+        load.assert_image(&image);
+    }
+    service.start(&[]);
+    guest.connect(&service.socket());
+    while !load.commits_done() {
+        load.run(&mut guest, 1);
+    }
+    load.drain(&mut guest);
+    guest.disconnect();
+    service.terminate();
+    scene.assert_committed();
+    assert_eq!(assert_clean(&service), scene.history.steps.len());
+}
