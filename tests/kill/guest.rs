@@ -131,6 +131,25 @@ impl Guest {
         self.lose_connection();
     }
 
+    /// Stops the rings and disconnects, whatever has become of what was in flight.
+    pub fn disconnect_anyhow(&mut self) {
+        for queue in 0..QUEUES {
+            self.ask(11, &words(&[queue as u32, 0]));
+        }
+        self.lose_connection();
+    }
+
+    /// Flushes, on every queue, and nothing else.
+    pub fn flush(&mut self) {
+        for queue in 0..QUEUES {
+            self.submit((queue, 0), FLUSH, (0, 0), &[], false);
+            while self.in_flight() > 0 {
+                self.wait();
+                assert!(self.answers().iter().all(|(at, _, status)| (*at, *status) == (queue, 0)));
+            }
+        }
+    }
+
     /// The connection is gone, and with it whatever the backend has not acted upon: kicks, interrupts.
     pub fn lose_connection(&mut self) {
         self.socket = None;

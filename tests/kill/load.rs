@@ -64,6 +64,12 @@ impl Load {
         }
     }
 
+    /// The blocks are zeros again, of a guest that has nothing to do with the one before.
+    pub fn forget(&mut self, image: &File) {
+        image.write_all_at(&vec![0; BLOCKS * BLOCK], self.start).expect("the image");
+        self.versions.fill(0);
+    }
+
     /// Whether all commits were made.
     pub fn commits_done(&self) -> bool {
         self.commits.is_empty() && self.steps.is_empty() && self.left.is_empty() && self.unanswered == 0

@@ -200,3 +200,63 @@ fn replaced_under_load() {
     scene.assert_committed();
     assert_eq!(assert_clean(&service), scene.history.steps.len());
 }
+
+/// What a record says of one guest's ring is never applied to another's, nor is what was scribbled into it.
+#[test]
+fn a_record_that_is_wrong_is_not_followed() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(64 << 20).unwrap();
+    let mut rng = Rng::new(5);
+    let mut service = Service::new(image.path());
+    for wrong in 0..12 {
+        service.start(&[]);
+        let (mut guest, mut load) = (Guest::new(), Load::new(wrong, 0, std::iter::empty()));
+        load.forget(image.as_file());
+        guest.connect(&service.socket());
+        load.run(&mut guest, 50);
+        assert!(catch(&service, &mut load, &mut guest, &mut rng) > 0);
+        service.kill();
+        let mut record = std::fs::read(service.record()).unwrap();
+        let scribbles = [0, 1, 20, 1000, 20000, 0][wrong as usize % 6];
+        for _ in 0..scribbles {
+            // The rings' places stay as they are now and then, and so do small numbers.
+            let queue = 4096 + rng.below(2) * 2064 * 8;
+            let at = queue + [rng.below(16 * 8), rng.below(2064 * 8)][rng.below(2)];
+            record[at] = rng.number() as u8;
+        }
+        record.truncate(if wrong % 6 == 5 { 5000 } else { record.len() });
+        std::fs::write(service.record(), &record).unwrap();
+        let before = std::fs::read(image.path()).unwrap();
+        let mut other = if wrong % 2 == 0 { Guest::new() } else { guest };
+        let is_same = wrong % 2 == 1;
+        service.start(&[]);
+        other.lose_connection();
+        other.connect(&service.socket());
+        if is_same {
+            // Its requests may be lost, for nobody knows of them any more; the queues are in order, and the process lives.
+            other.disconnect_anyhow();
+        } else {
+            other.flush();
+            assert!(
+                std::fs::read(image.path()).unwrap() == before,
+                "something was written for another guest"
+            );
+            other.disconnect();
+        }
+        assert_eq!(service.terminate(), 3, "{}", service.stderr());
+        assert!(!service.stderr().contains("panic"), "{}", service.stderr());
+        let _ = std::fs::remove_file(service.record());
+    }
+}
+
+#[test]
+fn a_file_that_is_no_record_is_left_alone() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let mut service = Service::new(image.path());
+    std::fs::write(service.record(), "somebody's diary").unwrap();
+    service.start(&[]);
+    assert_eq!(service.wait(), 2);
+    assert!(service.stderr().contains("socket.inflight"), "{}", service.stderr());
+    assert_eq!(std::fs::read(service.record()).unwrap(), b"somebody's diary");
+}

@@ -85,6 +85,11 @@ impl Service {
     /// SIGTERM; the exit code.
     pub fn terminate(&mut self) -> i32 {
         self.signal(libc::SIGTERM);
+        self.wait()
+    }
+
+    /// The exit code, once it ends.
+    pub fn wait(&mut self) -> i32 {
         let mut child = self.child.take().expect("a process");
         let deadline = Instant::now() + PATIENCE;
         loop {
