@@ -101,7 +101,8 @@ fn enter_sandbox(options: &Serve) -> Result<()> {
     if options.sandbox == Switch::Off {
         return Ok(());
     }
-    let removes = options.socket_path.iter().chain(&options.control).cloned().collect();
+    let sockets = options.socket_path.iter().chain(&options.control).cloned();
+    let removes = sockets.chain(inflight(options)).collect();
     sandbox::enter_process(&Needs { removes, connects: options.qmp.is_some() })
         .context("can't enter the sandbox (--sandbox off does without)")
 }
