@@ -42,7 +42,7 @@ const EXIT_CODES: &str = "Exit codes:
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve a disk image to a virtual machine and verify every commit
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Check a whole image at once, read-only, by the same rules
     Check(Check),
     /// List all rules: code, severity, what it says
