@@ -271,8 +271,11 @@ impl Guest {
                 let head: u32 = self.memory.read_obj(GuestAddress(at)).unwrap();
                 ring.used = ring.used.wrapping_add(1);
                 let slot = head as usize / 4;
-                let flying =
-                    ring.flying.get_mut(slot).filter(|_| head % 4 == 0).expect("a head that was offered");
+                let flying = ring
+                    .flying
+                    .get_mut(slot)
+                    .filter(|_| head.is_multiple_of(4))
+                    .expect("a head that was offered");
                 assert!(std::mem::take(flying), "answered twice: queue {queue} slot {slot}");
                 let status = self.memory.read_obj(GuestAddress(Self::slot(queue, slot) + STATUS)).unwrap();
                 answers.push((queue, slot, status));
