@@ -36,7 +36,8 @@ const EXIT_CODES: &str = "Exit codes:
   0  verified, and clean
   1  violations were found
   2  could not run: wrong usage, I/O error
-  3  nothing, or not everything, could be verified: no commit was seen, or a feature is not covered";
+  3  nothing, or not everything, could be verified or told: no commit was seen, a feature is not covered,
+     events could not be written";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -162,7 +163,7 @@ Exit codes:
   0  every commit was verified, and clean
   1  violations were found
   2  could not run: wrong usage, I/O error
-  3  nothing, or not everything, could be verified"))]
+  3  nothing, or not everything, could be verified or told"))]
 pub struct Serve {
     /// Disk image to serve: a raw file or a block device
     #[arg(long, value_name = "IMG", required_unless_present = "print_capabilities")]

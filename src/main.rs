@@ -1,6 +1,6 @@
 //! The `btrfs-shadow` program: reads the command line and turns what comes out into an exit code.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use btrfs_shadow::cli::{Cli, Command};
@@ -19,7 +19,8 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("BTRFS_SHADOW_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     let ansi = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
-    log.without_time().init();
+    // What can't be logged must not end what is going on.
+    log.log_internal_errors(false).without_time().init();
     let cli = Cli::parse();
     let wants_capabilities = cli.print_capabilities
         || matches!(&cli.command, Some(Command::Serve(serve)) if serve.print_capabilities);
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("btrfs-shadow: {error:#}");
+            let _ = writeln!(std::io::stderr(), "btrfs-shadow: {error:#}");
             ExitCode::from(COULD_NOT_RUN)
         }
     }

@@ -2,7 +2,7 @@
 //! disconnects.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::capture::{Capture, CaptureShared, Message};
 use crate::cli::{Serve, Switch};
 use crate::control::{ControlServer, ControlSocket};
 use crate::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle};
-use crate::events::{JsonSink, Sinks, TextSink};
+use crate::events::{Json, Lines, Outlet, Patience, Sinks, Text};
 use crate::fault::FaultPlan;
 use crate::image::{Image, LOCK_PATIENCE, RawImage, RawOptions};
 use crate::sandbox::{self, Needs};
@@ -107,35 +107,43 @@ fn enter_sandbox(options: &Serve) -> Result<()> {
         .context("can't enter the sandbox (--sandbox off does without)")
 }
 
-/// Standard output alone, for people or as JSON.
-#[must_use]
-pub fn output_sinks(json: bool) -> Sinks {
+/// Standard output alone, for people or as JSON; its reader may take its time.
+///
+/// # Errors
+/// When there are no descriptors left.
+pub fn output_sinks(json: bool) -> io::Result<Sinks> {
     let mut sinks = Sinks::default();
-    if json {
-        sinks.push(Box::new(JsonSink::new(Box::new(io::stdout()), "standard output")));
-    } else {
-        sinks.push(Box::new(TextSink::new(Box::new(io::stdout()))));
+    let outlet = Outlet::standard(io::stdout(), Patience::Readers)?;
+    match json {
+        true => sinks.push(Box::new(Lines::new(Json, outlet, STDOUT))),
+        false => sinks.push(Box::new(Lines::new(Text, outlet, STDOUT))),
     }
-    sinks
+    Ok(sinks)
 }
+
+const STDOUT: &str = "standard output";
 
 fn sinks(options: &Serve) -> Result<Sinks> {
     let mut sinks = Sinks::default();
+    let stdout = || Outlet::standard(io::stdout(), Patience::None);
     let events_on_stdout = options.events.as_deref() == Some(Path::new("-"));
     if !options.quiet {
-        let out: Box<dyn Write + Send> =
-            if events_on_stdout { Box::new(io::stderr()) } else { Box::new(io::stdout()) };
-        sinks.push(Box::new(TextSink::new(out)));
+        let text = match events_on_stdout {
+            true => Lines::new(Text, Outlet::standard(io::stderr(), Patience::None)?, "standard error"),
+            false => Lines::new(Text, stdout()?, STDOUT),
+        };
+        match options.events {
+            Some(_) => sinks.push_beside(Box::new(text)),
+            None => sinks.push(Box::new(text)),
+        }
     }
     match options.events.as_deref() {
         None => {}
-        Some(_) if events_on_stdout => {
-            sinks.push(Box::new(JsonSink::new(Box::new(io::stdout()), "standard output")));
-        }
+        Some(_) if events_on_stdout => sinks.push(Box::new(Lines::new(Json, stdout()?, STDOUT))),
         Some(path) => {
             let name = path.display().to_string();
             let file = File::create(path).with_context(|| format!("can't create events file {name}"))?;
-            sinks.push(Box::new(JsonSink::new(Box::new(file), name)));
+            sinks.push(Box::new(Lines::new(Json, Outlet::new(file, Patience::None), name)));
         }
     }
     Ok(sinks)

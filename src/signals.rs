@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: finish what is in flight, then end.
+//! SIGTERM and SIGINT: finish what is in flight, then end. SIGXFSZ: a file that may not grow is an error like others.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use crate::device::StopHandle;
 pub struct Signals(libc::sigset_t);
 
 impl Signals {
-    /// Blocks them in the calling thread, and so in all threads it starts later.
+    /// Blocks them in the calling thread, and so in all threads it starts later. SIGXFSZ is ignored from now on.
     ///
     /// # Errors
     /// When they can't be blocked.
@@ -23,6 +23,8 @@ impl Signals {
             if error != 0 {
                 return Err(io::Error::from_raw_os_error(error));
             }
+            // Or a limit on file sizes would end the process instead of failing a write.
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
             set
         };
         Ok(Signals(set))

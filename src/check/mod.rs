@@ -5,7 +5,7 @@ mod data;
 mod progress;
 mod source;
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,28 +27,33 @@ use crate::events::{Attach, Event, Fsid, Sinks};
 use crate::image::{Image, LOCK_PATIENCE, RawImage, RawOptions};
 use crate::serve;
 
+/// Exit code of a verdict that nobody was told.
+const UNTOLD: u8 = 3;
+
 /// Checks every image; returns the exit code: the gravest of all, 1 before 2 before 3.
 ///
 /// # Errors
 /// When standard output can't be used.
 pub fn run(options: &Check) -> Result<u8> {
-    let mut sinks = serve::output_sinks(options.json);
+    let mut sinks = serve::output_sinks(options.json).context("standard output")?;
     let rules = Rules::new(&options.rules.switches);
+    // The gravest last.
+    let rank = |code: u8| [0, 3, 2, 1].iter().position(|&known| known == code);
     let mut worst = 0;
     for path in &options.images {
         let code = match check_image(path, options, &rules, &mut sinks) {
             Ok(code) => code,
             Err(error) => {
-                eprintln!("btrfs-shadow: {}: {error:#}", path.display());
+                let _ = writeln!(io::stderr(), "btrfs-shadow: {}: {error:#}", path.display());
                 2
             }
         };
-        let rank = |code: u8| [0, 3, 2, 1].iter().position(|&known| known == code);
         if rank(code) > rank(worst) {
             worst = code;
         }
     }
-    Ok(worst)
+    let untold = if sinks.finish() > 0 { UNTOLD } else { 0 };
+    Ok(if rank(untold) > rank(worst) { untold } else { worst })
 }
 
 fn check_image(path: &Path, options: &Check, rules: &Rules, sinks: &mut Sinks) -> Result<u8> {
@@ -103,10 +108,8 @@ fn check_image(path: &Path, options: &Check, rules: &Rules, sinks: &mut Sinks) -
         (true, false) => (3, "nothing wrong was found, but not everything could be verified"),
         (true, true) => (0, "clean: every reference is recorded, and every backref is referenced"),
     };
-    if !options.json {
-        println!("{}: {verdict}", path.display());
-    }
-    Ok(code)
+    let told = options.json || writeln!(io::stdout(), "{}: {verdict}", path.display()).is_ok();
+    Ok(if code == 0 && !told { UNTOLD } else { code })
 }
 
 fn open(path: &Path, options: &Check) -> Result<Arc<dyn Image>> {

@@ -1,39 +1,24 @@
 //! Events as NDJSON: one object a line, with the field names of DESIGN.md section 8. Fields may be added; none is
 //! renamed.
 
-use std::io::{self, Write};
+use std::io;
 
 use serde_json::{Value, json};
 use shadow::refverify::Step;
 use shadow::violation::Violation;
 use shadow::{Cause, Worth};
 
-use crate::events::{Attach, Commit, Event, Fsid, Sink};
+use crate::events::lines::Format;
+use crate::events::{Attach, Commit, Event, Fsid};
 
-/// Writes each event as it comes, so that a reader sees it before the guest goes on.
-pub struct JsonSink {
-    out: Box<dyn Write + Send>,
-    name: String,
-}
+/// One JSON object a line.
+pub struct Json;
 
-impl JsonSink {
-    /// Writes to `out`, which messages call `name`.
-    #[must_use]
-    pub fn new(out: Box<dyn Write + Send>, name: impl Into<String>) -> Self {
-        JsonSink { out, name: name.into() }
-    }
-}
-
-impl Sink for JsonSink {
-    fn event(&mut self, event: &Event<'_>) -> io::Result<()> {
-        let mut line = serde_json::to_vec(&value(event))?;
-        line.push(b'\n');
-        self.out.write_all(&line)?;
-        self.out.flush()
-    }
-
-    fn name(&self) -> &str {
-        &self.name
+impl Format for Json {
+    fn format(&self, event: &Event<'_>, out: &mut Vec<u8>) -> io::Result<()> {
+        serde_json::to_writer(&mut *out, &value(event))?;
+        out.push(b'\n');
+        Ok(())
     }
 }
 
@@ -60,6 +45,11 @@ pub fn value(event: &Event<'_>) -> Value {
         }),
         Event::Mark { name } => json!({ "event": "mark", "name": name }),
         Event::Notice { message } => json!({ "event": "notice", "message": message }),
+        Event::Lost { count } => json!({
+            "event": "notice",
+            "message": format!("{count} events are missing here: they could not be written"),
+            "lost": count,
+        }),
     }
 }
 

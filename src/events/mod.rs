@@ -1,18 +1,23 @@
 //! What the program tells its users, and the sinks it goes to.
 //!
-//! An event is made once and handed to every sink. A sink that fails says so once in the log and is left out from
-//! then on; it never stops the verification.
+//! An event is made once and handed to every sink. A sink that fails never stops the verification: what it can't write
+//! waits, or is counted ([`Lines`]).
 
 mod json;
+mod lines;
+mod outlet;
 mod text;
 
 use std::fmt;
+use std::time::Instant;
 
 use shadow::violation::Violation;
 use shadow::{CommitReport, Verdict};
 
-pub use json::{JsonSink, value as to_json};
-pub use text::TextSink;
+pub use json::{Json, value as to_json};
+pub use lines::{Format, Lines};
+pub use outlet::{BACKLOG_LIMIT, Outlet, Patience};
+pub use text::Text;
 
 /// A file system's UUID in its usual form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -154,37 +159,110 @@ pub enum Event<'a> {
         /// What.
         message: &'a str,
     },
+    /// Events are missing here, because a sink could not write them. Made by the sink itself.
+    Lost {
+        /// How many.
+        count: u64,
+    },
 }
 
-/// Takes events.
+/// Events that a sink was given and has not written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Untold {
+    /// Those that wait for room.
+    pub waiting: u64,
+    /// Those that will never be written.
+    pub lost: u64,
+}
+
+/// Takes events. Nothing here waits for anybody but at the end.
 pub trait Sink: Send {
     /// Takes one event.
     ///
     /// # Errors
-    /// When it can't be written.
+    /// When the sink is of no more use: it is left out from then on.
     fn event(&mut self, event: &Event<'_>) -> std::io::Result<()>;
 
     /// Name for messages.
     fn name(&self) -> &str;
+
+    /// What it has not written.
+    fn untold(&self) -> Untold {
+        Untold::default()
+    }
+
+    /// When to try again to write what waits, if anything does.
+    fn retry_at(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Tries again.
+    fn retry(&mut self) {}
+
+    /// Writes what waits, and says what is lost: no more events come.
+    fn finish(&mut self) {}
 }
 
 /// All sinks.
 #[derive(Default)]
-pub struct Sinks(Vec<(Box<dyn Sink>, bool)>);
+pub struct Sinks(Vec<Place>);
+
+struct Place {
+    sink: Box<dyn Sink>,
+    works: bool,
+    /// Whether what is lost here is lost.
+    counts: bool,
+}
 
 impl Sinks {
     /// Adds a sink.
     pub fn push(&mut self, sink: Box<dyn Sink>) {
-        self.0.push((sink, true));
+        self.0.push(Place { sink, works: true, counts: true });
+    }
+
+    /// Adds a sink beside one that matters: what it can't write is only said in the log.
+    pub fn push_beside(&mut self, sink: Box<dyn Sink>) {
+        self.0.push(Place { sink, works: true, counts: false });
     }
 
     /// Hands an event to every sink that still works.
     pub fn emit(&mut self, event: &Event<'_>) {
-        for (sink, works) in self.0.iter_mut().filter(|(_, works)| *works) {
+        for Place { sink, works, .. } in self.0.iter_mut().filter(|place| place.works) {
             if let Err(error) = sink.event(event) {
-                tracing::error!("{} can't be written any more, going on without it: {error}", sink.name());
+                tracing::error!("{} is of no more use, going on without it: {error}", sink.name());
                 *works = false;
             }
         }
+    }
+
+    /// What was not written by the sinks that matter.
+    #[must_use]
+    pub fn untold(&self) -> Untold {
+        let those = self.0.iter().filter(|place| place.counts).map(|place| place.sink.untold());
+        those.fold(Untold::default(), |all, one| Untold {
+            waiting: all.waiting + one.waiting,
+            lost: all.lost + one.lost,
+        })
+    }
+
+    /// When to call [`Self::retry`], if there is anything to write.
+    #[must_use]
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.0.iter().filter_map(|place| place.sink.retry_at()).min()
+    }
+
+    /// Tries again where it is due.
+    pub fn retry(&mut self, now: Instant) {
+        for Place { sink, .. } in &mut self.0 {
+            if sink.retry_at().is_some_and(|due| due <= now) {
+                sink.retry();
+            }
+        }
+    }
+
+    /// Writes what waits; how many events are lost, of those that matter.
+    pub fn finish(&mut self) -> u64 {
+        self.0.iter_mut().for_each(|place| place.sink.finish());
+        self.untold().lost
     }
 }

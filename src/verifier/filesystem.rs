@@ -19,7 +19,7 @@ use shadow::{BlockSource, CommitReport, Forest, Severity, SuperChange, Verdict, 
 
 use crate::capture::{CaptureShared, Message, PRIMARY_SUPER, Regions, Root, SUPER_SIZE};
 use crate::check::{self, AuditReport, ImageData, ImageSource, NoProgress, audit};
-use crate::events::{Attach, Commit, CommitKind, Event, Fsid, Resolution, Sinks};
+use crate::events::{Attach, Commit, CommitKind, Event, Fsid, Resolution, Sinks, Untold};
 use crate::image::Image;
 use crate::policy::Policy;
 use crate::verifier::VerifierOptions;
@@ -276,7 +276,19 @@ impl FileSystem {
     /// Ends it all: reports the detach, and what was seen.
     pub fn finish(mut self) -> Summary {
         self.detach();
+        self.ledger.summary.lost_events = self.sinks.finish();
         self.ledger.summary
+    }
+
+    /// When events that could not be written are to be tried again.
+    #[must_use]
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.sinks.retry_at()
+    }
+
+    /// Tries again to write events, where it is time.
+    pub fn retry_events(&mut self, now: Instant) {
+        self.sinks.retry(now);
     }
 
     /// `over_refusal`: the guest goes on from a commit that was refused, which no stock guest does.
@@ -627,7 +639,9 @@ impl FileSystem {
                 "gaps": self.verifier.coverage().gaps,
             })
         });
+        let Untold { waiting, lost } = self.sinks.untold();
         json!({
+            "events": { "waiting": waiting, "lost": lost },
             "disk": self.disk,
             "size": self.image.len(),
             "read_only": self.image.read_only(),

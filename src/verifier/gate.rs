@@ -76,8 +76,9 @@ impl Gate {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let waits = self.paused.is_none();
-        let oldest = self.copies.iter().map(|(write, _)| write.submitted).min().filter(|_| waits)?;
-        Some(oldest + COPY_PATIENCE)
+        let oldest = self.copies.iter().map(|(write, _)| write.submitted).min().filter(|_| waits);
+        let late = oldest.map(|oldest| oldest + COPY_PATIENCE);
+        late.into_iter().chain(self.filesystem.retry_at()).min()
     }
 
     /// Takes a message.
@@ -120,8 +121,12 @@ impl Gate {
         self.filesystem.finish()
     }
 
-    /// Refuses the copies whose primary super block did not come.
+    /// Refuses the copies whose primary super block did not come, and tries again to write events.
     pub fn expire(&mut self, now: Instant) {
+        self.filesystem.retry_events(now);
+        if self.paused.is_some() {
+            return;
+        }
         let late = |write: &HeldWrite| now.saturating_duration_since(write.submitted) >= COPY_PATIENCE;
         let held = std::mem::take(&mut self.copies);
         let (late, rest): (Vec<_>, Vec<_>) = held.into_iter().partition(|(write, _)| late(write));

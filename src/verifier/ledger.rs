@@ -21,15 +21,20 @@ pub struct Summary {
     pub violations: u64,
     /// Super block writes that were refused.
     pub refused: u64,
+    /// Events that could not be written.
+    pub lost_events: u64,
 }
 
 impl Summary {
-    /// Exit code: 1 for violations and refusals; 3 when nothing, or not everything, was verified; else 0.
+    /// Exit code: 1 for violations and refusals; 3 when nothing, or not everything, was verified or could be told; else
+    /// 0.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
             Summary { violations: 1.., .. } | Summary { refused: 1.., .. } => 1,
-            Summary { unverified: 1.., .. } | Summary { clean: 0, .. } => 3,
+            Summary { unverified: 1.., .. } | Summary { clean: 0, .. } | Summary { lost_events: 1.., .. } => {
+                3
+            }
             _ => 0,
         }
     }
@@ -81,7 +86,7 @@ impl Ledger {
     /// The counts as an object.
     #[must_use]
     pub fn counters(&self) -> Value {
-        let Summary { clean, unverified, violations, refused } = self.summary;
+        let Summary { clean, unverified, violations, refused, .. } = self.summary;
         json!({
             "commits": self.commits,
             "log_commits": self.log_commits,
@@ -103,7 +108,9 @@ mod tests {
         assert_eq!(Summary::default().exit_code(), 3);
         assert_eq!(Summary { clean: 5, ..Summary::default() }.exit_code(), 0);
         assert_eq!(Summary { clean: 5, unverified: 1, ..Summary::default() }.exit_code(), 3);
-        assert_eq!(Summary { clean: 5, unverified: 1, violations: 1, refused: 0 }.exit_code(), 1);
+        assert_eq!(Summary { clean: 5, lost_events: 1, ..Summary::default() }.exit_code(), 3);
+        let violated = Summary { clean: 5, unverified: 1, violations: 1, refused: 0, lost_events: 1 };
+        assert_eq!(violated.exit_code(), 1);
         assert_eq!(Summary { clean: 5, refused: 1, ..Summary::default() }.exit_code(), 1);
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use btrfs_shadow::capture::{Capture, CaptureShared, Message};
 use btrfs_shadow::check::{ImageSource, NoProgress, audit, verify_inodes};
-use btrfs_shadow::events::{JsonSink, Sinks};
+use btrfs_shadow::events::{Json, Lines, Outlet, Patience, Sinks};
 use btrfs_shadow::fault::{FaultPlan, FaultSpec};
 use btrfs_shadow::image::{Image, RawImage};
 use btrfs_shadow::policy::Policy;
@@ -94,7 +94,7 @@ impl Stack {
         let events = dir.join("events.ndjson");
         let file = File::create(&events).with_context(|| format!("can't make {}", events.display()))?;
         let mut sinks = Sinks::default();
-        sinks.push(Box::new(JsonSink::new(Box::new(file), "events")));
+        sinks.push(Box::new(Lines::new(Json, Outlet::new(file, Patience::None), "events")));
         sinks.push(Box::new(Ear(Arc::clone(&witness))));
         // The policy with the most to go wrong, but where a fault is to be seen on the disk.
         let policy = if fault.is_some() { Policy::Report } else { Policy::Reject };

@@ -82,8 +82,8 @@ impl Sink for Ear {
             Event::Violation { .. } => Heard::Violation(line(event)),
             Event::Notice { message } => Heard::Notice((*message).to_owned()),
             Event::Detach { .. } => Heard::Detach,
-            // Nobody pauses or marks a history.
-            Event::Resolution(_) | Event::Mark { .. } => return Ok(()),
+            // Nobody pauses or marks a history; what is lost is lost by other sinks.
+            Event::Resolution(_) | Event::Mark { .. } | Event::Lost { .. } => return Ok(()),
         };
         self.0.hear(heard);
         Ok(())
