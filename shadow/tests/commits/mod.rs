@@ -3,6 +3,7 @@
 mod blocks;
 mod clean;
 mod faults;
+mod foresight;
 mod items;
 mod leaves;
 mod links;

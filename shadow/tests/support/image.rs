@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 use parser::map::Physical;
-use shadow::{BlockSource, ReadError, TreeBlock};
+use shadow::{BlockSource, Origin, ReadError, TreeBlock};
 
 use super::bytes::Config;
 
@@ -16,6 +16,10 @@ pub struct Image {
     reads: Mutex<Vec<u64>>,
     /// Places that fail, and how.
     failing: HashMap<u64, ReadError>,
+    /// How blocks came to their places, where that is known.
+    pub origins: HashMap<u64, Origin>,
+    /// Writes so far.
+    writes: u64,
 }
 
 impl Image {
@@ -25,10 +29,13 @@ impl Image {
             blocks: HashMap::new(),
             reads: Mutex::default(),
             failing: HashMap::new(),
+            origins: HashMap::new(),
+            writes: 0,
         }
     }
 
     pub fn write(&mut self, offset: u64, bytes: Vec<u8>) {
+        self.writes += 1;
         let block = TreeBlock::new(bytes.into(), self.config.csum, self.config.sectorsize);
         self.blocks.insert(offset, Arc::new(block));
     }
@@ -60,5 +67,13 @@ impl BlockSource for Image {
         let bytenr = parser::Header::parse(block.bytes()).map_or(0, |header| header.bytenr());
         self.reads.lock().unwrap().push(bytenr);
         Ok(block)
+    }
+
+    fn origin(&self, place: Physical, _len: u64) -> Origin {
+        self.origins.get(&place.offset).copied().unwrap_or(Origin::Unknown)
+    }
+
+    fn epoch(&self) -> Option<u64> {
+        Some(self.writes)
     }
 }

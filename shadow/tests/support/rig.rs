@@ -23,10 +23,14 @@ impl Rig {
         Rig { world, verifier }
     }
 
-    /// Commits with this fault. Verified, taken back and verified again: nothing may be left of the first time.
+    /// Commits with this fault. Foreseen and verified, taken back and verified again: nothing may be left of the first
+    /// time, nor may it have mattered that it was foreseen.
     pub fn commit(&mut self, fault: &Fault<'_>) -> CommitReport {
         let superblock = self.world.commit_with(fault);
         let before = self.verifier.snapshot().map(|snapshot| snapshot.superblock.clone());
+        self.verifier.settle();
+        self.verifier.foresee(root_of(&superblock), &self.world.image);
+        assert_eq!(self.verifier.snapshot().map(|snapshot| snapshot.superblock.clone()), before);
         let first = self.verifier.commit(&superblock, &self.world.image);
         self.verifier.revoke();
         assert_eq!(self.verifier.snapshot().map(|snapshot| snapshot.superblock.clone()), before);
@@ -52,6 +56,11 @@ impl Rig {
         assert_eq!(report.verdict(), Verdict::Violations);
         report
     }
+}
+
+/// Root block of the root tree, and its level.
+pub fn root_of(superblock: &[u8]) -> (u64, u8) {
+    parser::SuperBlock::parse(superblock).expect("a super block").root()
 }
 
 #[track_caller]
