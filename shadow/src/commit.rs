@@ -186,6 +186,8 @@ pub struct Verifier {
     undo: Option<Undo>,
     /// The commit that will probably come, verified already.
     foreseen: Option<Foreseen>,
+    /// Whether the last commit was verified ahead of its super block.
+    was_foreseen: bool,
     /// Set while a commit is verified of which the super block is not there yet.
     ahead: Option<Ahead>,
 }
@@ -232,6 +234,7 @@ impl Verifier {
             touched: Vec::new(),
             undo: None,
             foreseen: None,
+            was_foreseen: false,
             ahead: None,
         }
     }
@@ -358,7 +361,9 @@ impl Verifier {
     /// Verifies the commit that `superblock` makes, and takes over its state. All blocks it reaches must have been
     /// written; those of the last commit must not have been overwritten yet.
     pub fn commit(&mut self, superblock: &[u8], source: &dyn BlockSource) -> CommitReport {
-        if let Some(report) = self.adopt(superblock, source) {
+        let adopted = self.adopt(superblock, source);
+        self.was_foreseen = adopted.is_some();
+        if let Some(report) = adopted {
             return report;
         }
         let mut report = CommitReport::new(&self.rules);

@@ -78,6 +78,12 @@ impl Verifier {
         }
     }
 
+    /// Whether the last commit was one that had been [foreseen](Verifier::foresee): what it took is what was left of it.
+    #[must_use]
+    pub fn was_foreseen(&self) -> bool {
+        self.was_foreseen
+    }
+
     /// Takes up the commit that was foreseen, if it is the one that `superblock` makes.
     pub(super) fn adopt(&mut self, superblock: &[u8], source: &dyn BlockSource) -> Option<CommitReport> {
         let foreseen = self.foreseen.take()?;

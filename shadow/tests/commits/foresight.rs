@@ -51,12 +51,13 @@ fn what_was_foreseen_is_not_looked_at_again() {
     let (report, reads) = commit(&mut rig, &superblock);
     assert_clean(&report);
     assert_eq!(reads, 0);
+    assert!(rig.verifier.was_foreseen());
     assert!(report.blocks_born > 2 && report.actions.alloc > 2 && report.live.is_some(), "{report:#?}");
     assert_eq!(*rig.verifier.snapshot().unwrap().superblock, superblock);
     // Taken back, it is a commit like any other.
     rig.verifier.revoke();
     let (again, reads) = commit(&mut rig, &superblock);
-    assert!(reads > 0);
+    assert!(reads > 0 && !rig.verifier.was_foreseen());
     assert_eq!(format!("{report:#?}"), format!("{again:#?}"));
     rig.world.write_file(TOP, 331, 0, 4096);
     rig.clean();
