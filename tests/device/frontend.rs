@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -112,24 +113,41 @@ impl Frontend {
         let wanted = 1 << 9 | 1 | 1 << 13;
         assert_eq!(protocol & wanted, wanted);
         self.tell(16, &u64::to_le_bytes(wanted), &[]);
-        self.tell(2, &features.to_le_bytes(), &[]);
-        let mut table = (self.files.len() as u64).to_le_bytes().to_vec();
-        for i in 0..self.files.len() as u64 {
+        self.set_features(features);
+        self.set_mem_table(self.files.len());
+    }
+
+    /// SET_FEATURES, which a reset makes necessary again.
+    pub fn set_features(&mut self, features: u64) {
+        self.tell(2, &(features | F_VERSION_1 | F_PROTOCOL).to_le_bytes(), &[]);
+    }
+
+    /// SET_MEM_TABLE: the first `count` regions.
+    pub fn set_mem_table(&mut self, count: usize) {
+        let mut table = (count as u64).to_le_bytes().to_vec();
+        for i in 0..count as u64 {
             for word in [i * REGION, REGION, USER_BASE + i * GUARD, 0] {
                 table.extend(word.to_le_bytes());
             }
         }
-        let fds: Vec<RawFd> = self.files.iter().map(AsRawFd::as_raw_fd).collect();
+        let fds: Vec<RawFd> = self.files[..count].iter().map(AsRawFd::as_raw_fd).collect();
         self.tell(5, &table, &fds);
+        // Answered when it has been done.
+        self.ask(1, &[]);
     }
 
     /// Sets up ring 0 where it was left.
     pub fn start_ring(&mut self) {
+        self.start_ring_at([DESC, USED, AVAIL]);
+    }
+
+    /// The same, with descriptors, used and available ring at these guest addresses.
+    pub fn start_ring_at(&mut self, areas: [u64; 3]) {
         self.tell(8, &words(&[0, QUEUE_SIZE.into()]), &[]);
         self.tell(10, &words(&[0, self.avail.into()]), &[]);
         let mut addr = words(&[0, 0]);
-        for area in [DESC, USED, AVAIL, 0] {
-            addr.extend((USER_BASE + area).to_le_bytes());
+        for area in areas.into_iter().chain([0]) {
+            addr.extend((USER_BASE + area / REGION * GUARD + area % REGION).to_le_bytes());
         }
         self.tell(9, &addr, &[]);
         let (kick, call) = (self.kick.as_raw_fd(), self.call.as_raw_fd());
@@ -185,6 +203,19 @@ impl Frontend {
     /// Sends what is no message at all.
     pub fn babble(&mut self, bytes: &[u8]) {
         let _ = self.socket.write_all(bytes);
+    }
+
+    /// Sends any message, without waiting for what comes of it; false if there is nobody to hear it any more.
+    pub fn utter(&mut self, code: u32, flags: u32, body: &[u8], fds: &[RawFd]) -> bool {
+        let mut message = words(&[code, flags, body.len() as u32]);
+        message.extend(body);
+        self.socket.send_with_fds(&[&message[..]], fds).is_ok()
+    }
+
+    /// Reads what the device has to say, until it hangs up.
+    pub fn hear_it_out(&mut self) {
+        let _ = self.socket.shutdown(Shutdown::Write);
+        let _ = std::io::copy(&mut self.socket, &mut std::io::sink());
     }
 
     pub fn put_descs(&self, table: u64, descs: &[Desc]) {

@@ -9,3 +9,4 @@ mod hostile;
 mod integrity;
 mod lifecycle;
 mod rings;
+mod unruly;

@@ -156,10 +156,17 @@ impl Campaign {
     /// Up to `each` faults of every kind that is wanted by its name.
     #[must_use]
     pub fn trials(&self, each: usize, wanted: impl Fn(&str) -> bool) -> Vec<Trial> {
+        self.trials_elsewhere(each, 0, wanted)
+    }
+
+    /// The same at other places: `turn` says which.
+    #[must_use]
+    pub fn trials_elsewhere(&self, each: usize, turn: u64, wanted: impl Fn(&str) -> bool) -> Vec<Trial> {
+        let seed = |index: usize| index as u64 + (turn << 32);
         let is_wanted = |kind: &Kind| !kind.is_for_inodes() && !kind.is_for_logs() && wanted(&kind.name);
         let kinds: Vec<Kind> = corrupt::all().into_iter().filter(is_wanted).collect();
         let chosen =
-            on_two_threads(kinds.len(), |index| choose(&kinds[index], &self.recorded, each, index as u64));
+            on_two_threads(kinds.len(), |index| choose(&kinds[index], &self.recorded, each, seed(index)));
         let mut trials = Vec::new();
         for (kind, faults) in kinds.iter().zip(&chosen) {
             for fault in faults {
@@ -168,10 +175,10 @@ impl Campaign {
             }
         }
         for (index, kind) in writes::KINDS.iter().filter(|kind| wanted(kind.name)).enumerate() {
-            trials.extend(writes::choose(kind, &self.recorded, each, index as u64));
+            trials.extend(writes::choose(kind, &self.recorded, each, seed(index)));
         }
         let kinds: Vec<_> = past::KINDS.iter().filter(|kind| wanted(kind.name)).collect();
-        trials.extend(past::trials(&kinds, &self.recorded, each, 0));
+        trials.extend(past::trials(&kinds, &self.recorded, each, seed(0)));
         trials
     }
 

@@ -134,6 +134,19 @@ pub fn complaints(findings: &[Finding]) -> Complaints {
     complaints
 }
 
+/// Kinds of which at least one fault was an oddity: how many of them were, of how many planted.
+#[must_use]
+pub fn odd_kinds<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> BTreeMap<String, (usize, usize)> {
+    let mut kinds: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for finding in findings {
+        let (odd, planted) = kinds.entry(finding.planted.kind.clone()).or_default();
+        *odd += usize::from(!complaints(std::slice::from_ref(finding)).oddities.is_empty());
+        *planted += 1;
+    }
+    kinds.retain(|_, (odd, _)| *odd > 0);
+    kinds
+}
+
 fn is_of_family(finding: &Finding, reported: &Reported) -> bool {
     let family = |code: &str| code.split('/').next().map(str::to_owned);
     finding.planted.expected.iter().any(|code| family(code) == family(&reported.code))
