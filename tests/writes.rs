@@ -14,7 +14,7 @@ use btrfs_shadow::verifier::{self, VerifierOptions};
 use parser::{ChecksumType, Header, SuperBlock};
 use replay::disk::{self, Memory};
 use replay::{Backend, Change, History, Op, Outcome, Plan, Step, Writes, record_singly};
-use testkit::{Image, Spec};
+use testkit::{Image, Session, Spec};
 
 /// What the file with checksums is full of.
 const SUMMED: &[u8; 16] = b"summed file data";
@@ -344,6 +344,65 @@ fn the_super_block_is_written_with_wrong_content() {
         let mut all = before.clone();
         all.extend(writes.ops());
         finds(&all, "tree/super-block", "write");
+    }
+}
+
+/// What an fsync of a directory writes: tree blocks of the log, and the super block that reaches them.
+fn logged() -> (Image, Writes) {
+    let image = Spec::new("log", "-n 16384 -m dup").mounted("commit=300,nodiscard").mkfs();
+    let mut session = Session::start(&image);
+    session.run("mkdir d; echo 1 > d/a; sync", || ());
+    let base = image.copy();
+    session.run("echo 2 > d/b; sync d", || ());
+    let (before, after) = (Memory::load(base.path()), Memory::load(image.path()));
+    session.finish();
+    let superblock = after.get(65536, 4096).unwrap();
+    let view = SuperBlock::parse(superblock).unwrap();
+    assert!(view.log_root().is_some(), "nothing was logged");
+    let mut writes = Writes { blocks: Vec::new(), supers: Vec::new() };
+    let mut at = 0;
+    while let Some(page) = after.get(at, 4096) {
+        let is_block = |bytes: &&[u8]| {
+            Header::parse(bytes)
+                .is_ok_and(|header| header.fsid() == view.metadata_uuid() && header.bytenr() != 0)
+        };
+        let bytes = after.get(at, NODESIZE).filter(is_block).unwrap_or(page).to_vec();
+        let len = bytes.len();
+        let change = Change { offset: at, bytes };
+        match before.get(at, len) == Some(change.bytes.as_slice()) {
+            true => {}
+            false if at == 65536 => writes.supers.push(change),
+            false => writes.blocks.push(change),
+        }
+        at += len as u64;
+    }
+    (base, writes)
+}
+
+#[test]
+fn an_item_of_a_log_is_malformed() {
+    let (base, sound) = logged();
+    let outcome = play_on(&base.copy(), &sound.ops());
+    assert!(outcome.all_violations().is_empty(), "{:#?}", outcome.all_violations());
+    let logs = |outcome: &Outcome| outcome.of_kind("commit").filter(|event| event["kind"] == "log").count();
+    assert_eq!((logs(&outcome), outcome.code), (1, Some(0)));
+    let kinds: Vec<_> = corrupt::all().into_iter().filter(corrupt::Kind::is_for_logs).collect();
+    assert!(!kinds.is_empty());
+    for kind in kinds {
+        let mut writes = sound.clone();
+        let planted: Vec<_> = writes
+            .blocks
+            .iter_mut()
+            .filter_map(|change| corrupt::mutate_block(&mut change.bytes, &kind, 1))
+            .collect();
+        assert!(planted.len() == 2 && planted[0] == planted[1], "both copies of a block: {planted:?}");
+        let outcome = play_on(&base.copy(), &writes.ops());
+        let found = outcome.all_violations();
+        assert!(
+            found.len() == 1 && planted[0].is_found_in([found[0].code.as_str()]),
+            "{planted:?} {found:#?}"
+        );
+        assert_eq!((logs(&outcome), outcome.code), (1, Some(1)));
     }
 }
 

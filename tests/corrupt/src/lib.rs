@@ -1,7 +1,7 @@
 //! A type-specific corruptor: changes one field of one item of a real file system, mends the checksums and says which
 //! codes a verifier must report.
 //!
-//! Every kind of fault changes a single tree block and looks at nothing else, so that the same fault can be planted in
+//! Every kind of fault (but those of [`sets`]) changes a single tree block and looks at nothing else, so that the same fault can be planted in
 //! an image ([`corrupt_image`]) and in a block that a guest is just writing ([`mutate_block`]). Which item of a block is
 //! changed, and to what, depends on the seed alone: both copies of a DUP block come out the same.
 //!
@@ -13,6 +13,7 @@ mod edit;
 mod image;
 mod kinds;
 mod rng;
+pub mod sets;
 
 pub use image::{LiveBlock, Patches, corrupt_image, live_blocks, plan};
 pub use kinds::{Kind, Wanted, all, find};

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use corrupt::Kind;
+use corrupt::{Kind, sets};
 use testkit::Image;
 
 use crate::backend::{Backend, Outcome, Writes, check};
 use crate::disk::{self, Memory};
 use crate::history::{History, Step};
-use crate::plan::{Target, choose, targets};
+use crate::plan::{Target, choose, choose_set, targets};
 use crate::recorder::{Plan, record, record_singly};
 use crate::trial::{Finding, Trial, finding};
 use crate::{past, writes};
@@ -172,6 +172,12 @@ impl Campaign {
             for fault in faults {
                 let step = &self.recorded[fault.history].0.steps[fault.step];
                 trials.push(Trial::new(fault, step, kind.needs_past));
+            }
+        }
+        for (index, kind) in sets::KINDS.iter().filter(|kind| wanted(kind.name)).enumerate() {
+            for fault in choose_set(kind, &self.recorded, each, index as u64) {
+                let step = &self.recorded[fault.history].0.steps[fault.step];
+                trials.push(Trial { in_parts: true, ..Trial::new(&fault, step, false) });
             }
         }
         for (index, kind) in writes::KINDS.iter().filter(|kind| wanted(kind.name)).enumerate() {

@@ -47,7 +47,7 @@ const STEPS: &[(&str, &str)] = &[
     ),
     ("resize", "btrfs filesystem resize -16m . > /dev/null; head -c 90000 /dev/urandom > d/resized"),
     ("balance data", "btrfs balance start -d . > /dev/null 2>&1 || true"),
-    ("many small files", "mkdir m; seq 900 | (cd m; split -l 1 -a 3 - x)"),
+    ("many small files", "mkdir m; seq 900 | (cd m; split -l 1 -a 3 - x); head -c 60000 /dev/urandom > m/data"),
     ("touch them", "touch m/x*[ae]; rm m/x*b"),
 ];
 

@@ -6,6 +6,7 @@ pub mod campaign;
 pub mod catalogue;
 pub mod disk;
 pub mod driver;
+pub mod extents;
 pub mod history;
 pub mod past;
 pub mod plan;

@@ -4,15 +4,14 @@
 //! That is how damage by an earlier kernel, or behind the guest's back, comes to light: the checks of ref-verify for a
 //! dropped reference that was never recorded, or whose count is used up.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use corrupt::Planted;
-use oracle::Volume;
-use parser::key::item;
-use parser::{Block, ExtentItem, Key, ids};
+use parser::{ExtentItem, Key};
 
 use crate::backend::Writes;
 use crate::disk::Memory;
+use crate::extents::ExtentTree;
 use crate::history::{Change, History};
 use crate::plan::Target;
 use crate::rng::Rng;
@@ -107,45 +106,9 @@ fn in_history(
     });
     let trial = |(step, planted, past): (usize, Planted, Vec<Change>)| {
         let writes = Writes::from(&history.steps[step]);
-        Trial { history: index, step, planted, past, writes, seen_by: Seen::Online }
+        Trial { history: index, step, planted, past, writes, seen_by: Seen::Online, in_parts: false }
     };
     places.into_iter().map(trial).collect()
-}
-
-/// The extent tree of one state of the disk.
-struct ExtentTree {
-    /// Its leaves, and where the copies of each lie.
-    leaves: Vec<(Vec<u8>, Vec<u64>)>,
-    /// Addresses of all extents.
-    extents: BTreeSet<u64>,
-}
-
-impl ExtentTree {
-    fn read(memory: &Memory) -> Self {
-        Self::try_read(memory).unwrap_or_else(|error| panic!("a recorded state is not sound: {error}"))
-    }
-
-    fn try_read(memory: &Memory) -> Result<Self, String> {
-        let mut read = |offset: u64, buffer: &mut [u8]| memory.read_at(offset, buffer);
-        let mut volume = Volume::open(&mut read)?;
-        let mut places = Vec::new();
-        let mut extents = BTreeSet::new();
-        let roots = oracle::roots(&mut volume)?;
-        for root in roots.iter().filter(|root| root.key.objectid == ids::EXTENT_TREE) {
-            volume.walk(root.bytenr, root.level, &mut |bytenr, block| {
-                let Block::Leaf(leaf) = block else { return };
-                places.push(bytenr);
-                let is_extent = |key: &Key| [item::EXTENT_ITEM, item::METADATA_ITEM].contains(&key.item_type);
-                let keys = leaf.items().map(|(key, _)| key);
-                extents.extend(keys.filter(is_extent).map(|key| key.objectid));
-            })?;
-        }
-        let mut leaves = Vec::new();
-        for bytenr in places {
-            leaves.push((volume.block(bytenr)?.to_vec(), volume.copies(bytenr)?));
-        }
-        Ok(ExtentTree { leaves, extents })
-    }
 }
 
 /// The fault in a leaf of the extent tree of the old state, at an extent that is `freed`, and every copy of the leaf.

@@ -1,12 +1,14 @@
 //! Chooses where faults are planted: in tree blocks that a recorded commit makes reachable.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+use corrupt::sets::{self, Around, SetKind};
 use corrupt::{Kind, Planted};
 use oracle::Volume;
-use parser::{Block, Key, ids};
+use parser::{Block, ChunkMap, Key, ids};
 
 use crate::disk::Memory;
+use crate::extents::ExtentTree;
 use crate::history::{Change, History, Step};
 use crate::rng::Rng;
 
@@ -29,6 +31,10 @@ pub struct Target {
     pub step: usize,
     /// New blocks.
     pub newborn: Vec<Newborn>,
+    /// The chunk map after the step.
+    pub map: ChunkMap,
+    /// Addresses of all extents before the step.
+    pub old_extents: BTreeSet<u64>,
     /// Items of the checksum tree before the step.
     pub old_sums: HashSet<(Key, Vec<u8>)>,
 }
@@ -58,6 +64,7 @@ pub fn targets(history: &History) -> Vec<Target> {
     for (index, step) in history.steps.iter().enumerate() {
         let followed = history.steps.get(index + 1).is_some_and(Step::is_single);
         let is_target = step.is_single() && followed;
+        let old_extents = if is_target { ExtentTree::read(&memory).extents } else { BTreeSet::new() };
         let old_sums = if is_target { sums(&memory) } else { Ok(HashSet::new()) };
         let before: Vec<Vec<u8>> = step
             .blocks
@@ -67,15 +74,15 @@ pub fn targets(history: &History) -> Vec<Target> {
         step.apply(&mut memory);
         if is_target {
             let unsound = |error: String| -> ! { panic!("{}, {}: {error}", history.name, step.doing) };
-            let newborn = newborn(&memory, step, &before).unwrap_or_else(|error| unsound(error));
+            let (newborn, map) = newborn(&memory, step, &before).unwrap_or_else(|error| unsound(error));
             let old_sums = old_sums.unwrap_or_else(|error| unsound(error));
-            targets.push(Target { step: index, newborn, old_sums });
+            targets.push(Target { step: index, newborn, map, old_extents, old_sums });
         }
     }
     targets
 }
 
-fn newborn(memory: &Memory, step: &Step, before: &[Vec<u8>]) -> Result<Vec<Newborn>, String> {
+fn newborn(memory: &Memory, step: &Step, before: &[Vec<u8>]) -> Result<(Vec<Newborn>, ChunkMap), String> {
     let places: BTreeMap<u64, usize> =
         step.blocks.iter().enumerate().map(|(index, change)| (change.offset, index)).collect();
     let mut read = |offset: u64, buffer: &mut [u8]| memory.read_at(offset, buffer);
@@ -91,7 +98,7 @@ fn newborn(memory: &Memory, step: &Step, before: &[Vec<u8>]) -> Result<Vec<Newbo
         let before = copies.iter().map(|index| before[*index].clone()).collect();
         newborn.push(Newborn { is_root: block.is_root, bytenr, copies, before });
     }
-    Ok(newborn)
+    Ok((newborn, volume.map().clone()))
 }
 
 /// All items of the checksum tree.
@@ -113,6 +120,26 @@ fn sums(memory: &Memory) -> Result<HashSet<(Key, Vec<u8>)>, String> {
 /// Chooses up to `wanted` places for a kind of fault, in different histories and steps as far as there are any.
 #[must_use]
 pub fn choose(kind: &Kind, histories: &[(History, Vec<Target>)], wanted: usize, seed: u64) -> Vec<Fault> {
+    choose_by(&|step, target, seed| plant(kind, step, target, seed), histories, wanted, seed)
+}
+
+/// The same for a kind of fault in several blocks.
+#[must_use]
+pub fn choose_set(
+    kind: &SetKind,
+    histories: &[(History, Vec<Target>)],
+    wanted: usize,
+    seed: u64,
+) -> Vec<Fault> {
+    choose_by(&|step, target, seed| plant_set(kind, step, target, seed), histories, wanted, seed)
+}
+
+fn choose_by(
+    plant: &dyn Fn(&Step, &Target, u64) -> Option<(Planted, Instead)>,
+    histories: &[(History, Vec<Target>)],
+    wanted: usize,
+    seed: u64,
+) -> Vec<Fault> {
     let mut rng = Rng::new(seed);
     let mut chosen = Vec::new();
     let mut order: Vec<Vec<usize>> = histories
@@ -132,7 +159,7 @@ pub fn choose(kind: &Kind, histories: &[(History, Vec<Target>)], wanted: usize, 
             if chosen.len() < wanted {
                 let (recorded, targets) = &histories[history];
                 let target = &targets[target];
-                let fault = plant(kind, &recorded.steps[target.step], target, rng.number());
+                let fault = plant(&recorded.steps[target.step], target, rng.number());
                 chosen.extend(fault.map(|(planted, instead)| Fault {
                     history,
                     step: target.step,
@@ -159,6 +186,21 @@ fn plant(kind: &Kind, step: &Step, target: &Target, seed: u64) -> Option<(Plante
         let planted = corrupt::mutate_wanted(&mut bytes, kind, &is_old, seed)?;
         Some((planted, block.copies.iter().map(|index| (*index, bytes.clone())).collect()))
     })
+}
+
+/// Plants a fault among all of the step's new blocks.
+fn plant_set(kind: &SetKind, step: &Step, target: &Target, seed: u64) -> Option<(Planted, Instead)> {
+    let bytes = |block: &Newborn| step.blocks[block.copies[0]].bytes.as_slice();
+    let blocks = target.newborn.iter().map(|block| (block.bytenr, bytes(block)));
+    let around = Around { map: &target.map, old_extents: &target.old_extents };
+    let (planted, changed) = sets::mutate_set(blocks, &around, kind, seed)?;
+    let mut instead = Instead::new();
+    for block in &target.newborn {
+        if let Some(bytes) = changed.get(&block.bytenr) {
+            instead.extend(block.copies.iter().map(|index| (*index, bytes.clone())));
+        }
+    }
+    Some((planted, instead))
 }
 
 impl Fault {

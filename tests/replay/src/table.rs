@@ -93,7 +93,7 @@ pub fn summary(findings: &[Finding]) -> String {
         kinds,
         count(&Finding::found_online),
         count(&Finding::found_offline),
-        count(&|finding| !finding.next.is_empty()),
+        count(&|finding| !finding.next.is_empty() && !finding.in_parts),
         silent,
         harmless.len(),
         count(&|finding| finding.online.len() > ONE_REPORT),
@@ -126,7 +126,7 @@ pub fn complaints(findings: &[Finding]) -> Complaints {
             let list = if is_near { &mut complaints.oddities } else { &mut complaints.misses };
             list.push(complaint(finding, what, reported, detail));
         }
-        if !finding.next.is_empty() {
+        if !finding.next.is_empty() && !finding.in_parts {
             let echo = complaint(finding, "next commit", &finding.next, &finding.next_verdict);
             complaints.oddities.push(echo);
         }

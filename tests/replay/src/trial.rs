@@ -35,6 +35,9 @@ pub struct Trial {
     pub writes: Writes,
     /// Who can see the fault.
     pub seen_by: Seen,
+    /// It stands in several blocks: the next commit may put one right and not the other, and what is said then is no
+    /// echo.
+    pub in_parts: bool,
 }
 
 /// Rules that are warnings: they change no verdict, and nothing is refused for them.
@@ -58,7 +61,15 @@ impl Trial {
         let writes = Writes { blocks: fault.blocks(step), supers: step.supers.clone() };
         let planted = fault.planted.clone();
         let seen_by = if online_only { Seen::Online } else { Seen::Anywhere };
-        Trial { history: fault.history, step: fault.step, planted, past: Vec::new(), writes, seen_by }
+        Trial {
+            history: fault.history,
+            step: fault.step,
+            planted,
+            past: Vec::new(),
+            writes,
+            seen_by,
+            in_parts: false,
+        }
     }
 }
 
@@ -83,6 +94,8 @@ pub struct Finding {
     pub offline_code: Option<i32>,
     /// Who can see the fault.
     pub seen_by: Seen,
+    /// Whether it stands in several blocks.
+    pub in_parts: bool,
 }
 
 /// Whether only rules of a later issue can see a fault.
@@ -157,5 +170,6 @@ pub(crate) fn finding(
         offline: offline.all_violations(),
         offline_code: offline.code,
         seen_by: fault.seen_by,
+        in_parts: fault.in_parts,
     }
 }

@@ -135,7 +135,15 @@ pub fn choose(
             "super-num-devices-plus-1" => Seen::Offline,
             _ => Seen::Anywhere,
         };
-        Some(Trial { history, step: target.step, planted, past: Vec::new(), writes, seen_by })
+        Some(Trial {
+            history,
+            step: target.step,
+            planted,
+            past: Vec::new(),
+            writes,
+            seen_by,
+            in_parts: false,
+        })
     };
     places.into_iter().filter_map(trial).take(wanted).collect()
 }

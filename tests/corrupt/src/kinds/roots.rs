@@ -58,6 +58,8 @@ pub fn kinds() -> Vec<Kind> {
         kind("root-ref-leads-nowhere", leads_nowhere, &["root/ref", "root/unknown"]).beyond_the_model(),
         kind("root-links-lost", links_lost, &["root/unreferenced"]).beyond_the_model(),
         kind("root-links-renamed", links_renamed, &["root/dir-item"]).beyond_the_model(),
+        kind("root-link-to-nowhere", link_to_nowhere, &["root/unknown"]).beyond_the_model(),
+        kind("root-item-doubled", item_doubled, &["ref/duplicate-tree-ref"]),
         kind("root-generation-v2", generation_v2, &["root/generation-v2"]).beyond_the_model(),
         kind("root-item-cut-short", cut_short, &["tree/root-item"]),
         Kind::new("root-pointer-doubled", Place::RootNode, Edit::Pointer(doubled), &["tree/doubly-linked"]),
@@ -184,4 +186,25 @@ fn generation_v2(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     let old = RootItem::parse(&item.data).ok()?.generation_v2.filter(|old| *old > 1)?;
     edit::change::<layout::RootItem>(&mut item.data, |root| root.generation_v2 = (old - 1).into())?;
     Some(format!("{}: generation_v2 {old} became {}", item.key, old - 1))
+}
+
+/// One more link, whole in itself, to a subvolume that does not exist.
+fn link_to_nowhere(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let (key, halves) = both_halves(leaf, slot)?;
+    let child = key.offset + (1 << 40);
+    let [mut forward, mut backward] = halves.map(|slot| leaf.items[slot].clone());
+    forward.key.offset = child;
+    backward.key.objectid = child;
+    leaf.items.extend([forward, backward]);
+    Some(format!("{key}: a second one, to root {child}"))
+}
+
+/// A second root item of a subvolume, for the same root block.
+fn item_doubled(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let mut item = leaf.items.get(slot)?.clone();
+    subvolume(leaf, slot, |_| {})?;
+    item.key.offset += 1;
+    let note = format!("{}: added", item.key);
+    leaf.items.push(item);
+    Some(note)
 }

@@ -1,0 +1,260 @@
+//! Faults that take more than one block: what refers to an extent and what records it agree, and both are wrong.
+//!
+//! They are planted among the new leaves of a commit, so that whoever looks at references alone finds nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use parser::file_extent::Encoding;
+use parser::key::item;
+use parser::{BackRef, Block, BlockFlags, ChunkMap, FileExtent, Key, ids, layout, superblock};
+
+use crate::backref::Extent;
+use crate::edit::{self, Item, Leaf};
+use crate::rng::Rng;
+use crate::{Planted, checksum_type};
+
+const SECTOR: u64 = 4096;
+
+/// Longer than any block group of the tests.
+const LONG: u64 = 1 << 32;
+
+/// A kind of fault in several blocks.
+#[derive(Debug, Clone, Copy)]
+pub struct SetKind {
+    /// Its name.
+    pub name: &'static str,
+    /// The codes of which one must be reported, the most fitting first.
+    pub expected: &'static [&'static str],
+    edit: fn(&mut Set<'_>, &mut Rng) -> Option<String>,
+}
+
+const fn kind(
+    name: &'static str,
+    expected: &'static [&'static str],
+    edit: fn(&mut Set<'_>, &mut Rng) -> Option<String>,
+) -> SetKind {
+    SetKind { name, expected, edit }
+}
+
+/// Every kind.
+pub const KINDS: &[SetKind] = &[
+    kind("data-extents-overlap", &["space/extent-overlap"], overlap),
+    kind("data-extent-over-the-end", &["space/extent-outside-block-group"], over_the_end),
+    kind("data-extent-on-super-block", &["space/extent-on-super-block"], on_super_block),
+    kind("data-extent-among-metadata", &["space/extent-type"], among_metadata),
+    // Afterwards there is no block group that could be said not to be empty.
+    kind(
+        "block-group-removed",
+        &["space/block-group-not-empty", "space/extent-outside-block-group"],
+        group_removed,
+    ),
+];
+
+/// The leaves of a commit that can be changed.
+struct Set<'a> {
+    leaves: BTreeMap<u64, Leaf>,
+    owners: BTreeMap<u64, u64>,
+    around: &'a Around<'a>,
+}
+
+/// What is known of the file system beside the blocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Around<'a> {
+    /// Its chunk map after the commit.
+    pub map: &'a ChunkMap,
+    /// Addresses of all extents before the commit.
+    pub old_extents: &'a BTreeSet<u64>,
+}
+
+/// Plants a fault among the new tree blocks of a commit, by logical address. Returns what was planted, and the blocks
+/// that changed.
+#[must_use]
+pub fn mutate_set<'b>(
+    blocks: impl IntoIterator<Item = (u64, &'b [u8])>,
+    around: &Around<'_>,
+    kind: &SetKind,
+    seed: u64,
+) -> Option<(Planted, BTreeMap<u64, Vec<u8>>)> {
+    let mut csum = None;
+    let mut set = Set { leaves: BTreeMap::new(), owners: BTreeMap::new(), around };
+    for (bytenr, bytes) in blocks {
+        let Some(leaf) = Leaf::parse(bytes) else { continue };
+        csum = csum.or_else(|| checksum_type(bytes));
+        set.owners.insert(bytenr, Block::parse(bytes).ok()?.header().owner());
+        set.leaves.insert(bytenr, leaf);
+    }
+    let csum = csum?;
+    let before = set.leaves.clone();
+    let change = (kind.edit)(&mut set, &mut Rng::new(seed))?;
+    let mut changed = BTreeMap::new();
+    for (bytenr, mut leaf) in set.leaves {
+        let original = &before[&bytenr];
+        if leaf.items == original.items {
+            continue;
+        }
+        // Another first key would be another fault.
+        leaf.settle(original).then_some(())?;
+        let mut bytes = leaf.build()?;
+        csum.seal(&mut bytes);
+        changed.insert(bytenr, bytes);
+    }
+    let block = *changed.keys().next()?;
+    let planted = Planted { kind: kind.name.to_owned(), block, change, expected: kind.expected.to_vec() };
+    Some((planted, changed))
+}
+
+/// A data extent with one reference, and where its two items stand: leaf and slot.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    bytenr: u64,
+    len: u64,
+    record: (u64, usize),
+    reference: (u64, usize),
+}
+
+impl Set<'_> {
+    fn of_tree(&self, tree: u64) -> impl Iterator<Item = (u64, &Leaf)> {
+        self.leaves.iter().filter(move |(at, _)| self.owners[at] == tree).map(|(at, leaf)| (*at, leaf))
+    }
+
+    fn item(&mut self, (leaf, slot): (u64, usize)) -> Option<&mut Item> {
+        self.leaves.get_mut(&leaf)?.items.get_mut(slot)
+    }
+
+    /// All data extents of this commit with both their items among the leaves, in random order.
+    fn data(&self, rng: &mut Rng) -> Vec<Found> {
+        let mut found = Vec::new();
+        for (at, leaf) in self.of_tree(ids::EXTENT_TREE) {
+            for (slot, item) in leaf.items.iter().enumerate() {
+                let Some(extent) = Extent::parse(item).filter(Extent::is_data) else { continue };
+                let [BackRef::ExtentData { root, objectid, count: 1, .. }] = extent.inline[..] else {
+                    continue;
+                };
+                let Key { objectid: bytenr, offset: len, .. } = item.key;
+                let is_new = extent.fixed.generation.get() == leaf.generation();
+                if !is_new || extent.fixed.refs.get() != 1 {
+                    continue;
+                }
+                let reference = self.reference(root, objectid, bytenr);
+                found.extend(reference.map(|reference| Found { bytenr, len, record: (at, slot), reference }));
+            }
+        }
+        rng.order(found.len()).into_iter().map(|index| found[index]).collect()
+    }
+
+    /// The file extent of an inode that refers to an extent, uncompressed.
+    fn reference(&self, root: u64, inode: u64, bytenr: u64) -> Option<(u64, usize)> {
+        self.of_tree(root).find_map(|(at, leaf)| {
+            let slot = leaf.items.iter().position(|item| {
+                let is_plain = || Encoding::parse(&item.data).is_ok_and(|encoding| encoding.compression == 0);
+                let range = || FileExtent::parse(&item.data).ok()?.extent();
+                (item.key.objectid, item.key.item_type) == (inode, item::EXTENT_DATA)
+                    && range().is_some_and(|range| range.disk_bytenr == bytenr)
+                    && is_plain()
+            })?;
+            Some((at, slot))
+        })
+    }
+
+    /// Gives an extent another length, in both places.
+    fn resize(&mut self, found: &Found, len: u64) -> Option<String> {
+        self.item(found.record)?.key.offset = len;
+        edit::change::<layout::FileExtent>(&mut self.item(found.reference)?.data, |extent| {
+            extent.disk_num_bytes = len.into();
+            extent.head.ram_bytes = len.into();
+        })?;
+        Some(format!("extent {}: length {} became {len}, in the file extent too", found.bytenr, found.len))
+    }
+}
+
+fn overlap(set: &mut Set<'_>, rng: &mut Rng) -> Option<String> {
+    let (found, next) = set.data(rng).into_iter().find_map(|found| {
+        let items = &set.leaves[&found.record.0].items;
+        let next = items.get(found.record.1 + 1).filter(|next| next.key.item_type == item::EXTENT_ITEM)?;
+        // In the same block group, for sure.
+        (next.key.objectid == found.bytenr + found.len).then_some((found, next.key.objectid))
+    })?;
+    set.resize(&found, next - found.bytenr + SECTOR)
+}
+
+fn over_the_end(set: &mut Set<'_>, rng: &mut Rng) -> Option<String> {
+    let found = *set.data(rng).first()?;
+    set.resize(&found, LONG)
+}
+
+/// An extent before a copy of the super block, which it now reaches.
+fn on_super_block(set: &mut Set<'_>, rng: &mut Rng) -> Option<String> {
+    let (found, len) = set.data(rng).into_iter().find_map(|found| {
+        let chunk = set.around.map.chunk_at(found.bytenr)?;
+        let start = chunk.stripes.first()?.offset + (found.bytenr - chunk.logical);
+        let end = start + (chunk.end() - found.bytenr);
+        let copy = superblock::OFFSETS.into_iter().find(|copy| start < *copy && copy + SECTOR <= end)?;
+        Some((found, copy + SECTOR - start))
+    })?;
+    set.resize(&found, len)
+}
+
+/// An extent moved to free space between two tree blocks.
+fn among_metadata(set: &mut Set<'_>, rng: &mut Rng) -> Option<String> {
+    let (found, (leaf, to)) =
+        set.data(rng).into_iter().find_map(|found| Some((found, set.gap(found.len)?)))?;
+    let record = set.leaves.get_mut(&found.record.0)?.items.remove(found.record.1);
+    let key = Key { objectid: to, ..record.key };
+    set.leaves.get_mut(&leaf)?.items.push(Item { key, ..record });
+    edit::change::<layout::FileExtent>(&mut set.item(found.reference)?.data, |extent| {
+        extent.disk_bytenr = to.into();
+    })?;
+    Some(format!("extent {}: moved to {to}, among tree blocks, and its file extent with it", found.bytenr))
+}
+
+impl Set<'_> {
+    /// A leaf of the extent tree, and an address behind one of its tree blocks, with this much room before the next.
+    fn gap(&self, len: u64) -> Option<(u64, u64)> {
+        self.of_tree(ids::EXTENT_TREE).find_map(|(at, leaf)| {
+            let nodesize = leaf.nodesize as u64;
+            let is_block = |item: &Item| Extent::parse(item).is_some_and(|extent| extent.is_tree_block());
+            let gap = leaf.items.windows(2).find_map(|pair| {
+                let (before, behind) = (&pair[0], &pair[1]);
+                let start = before.key.objectid + nodesize;
+                let group =
+                    self.around.map.chunk_at(start).filter(|chunk| chunk.flags.0 & BlockFlags::DATA == 0)?;
+                let was_used = self.around.old_extents.range(start..start + len).next().is_some();
+                let is_whole = !was_used
+                    && is_block(before)
+                    && is_block(behind)
+                    && start + len <= behind.key.objectid
+                    && group.logical <= before.key.objectid
+                    && behind.key.objectid < group.end();
+                is_whole.then_some(start)
+            })?;
+            Some((at, gap))
+        })
+    }
+}
+
+/// A block group of data is gone, and its chunk with it, as if all that lies in it had been freed.
+fn group_removed(set: &mut Set<'_>, rng: &mut Rng) -> Option<String> {
+    let of_type = |leaf: &Leaf, item_type: u8| -> Vec<Key> {
+        leaf.items.iter().map(|item| item.key).filter(|key| key.item_type == item_type).collect()
+    };
+    let chunks: Vec<Key> =
+        set.of_tree(ids::CHUNK_TREE).flat_map(|(_, leaf)| of_type(leaf, item::CHUNK_ITEM)).collect();
+    let (chunk, group) = rng.order(chunks.len()).into_iter().find_map(|index| {
+        let chunk = chunks[index];
+        let start = chunk.offset;
+        let is_data = set.around.map.chunk_at(start)?.flags.0 & BlockFlags::TYPE_MASK == BlockFlags::DATA;
+        let group = [ids::EXTENT_TREE, ids::BLOCK_GROUP_TREE].into_iter().find_map(|tree| {
+            let groups = set.of_tree(tree).flat_map(|(_, leaf)| of_type(leaf, item::BLOCK_GROUP_ITEM));
+            groups.into_iter().find(|group| group.objectid == start)
+        })?;
+        let end = start + group.offset;
+        let holds_extent = set.of_tree(ids::EXTENT_TREE).any(|(_, leaf)| {
+            of_type(leaf, item::EXTENT_ITEM).iter().any(|key| (start..end).contains(&key.objectid))
+        });
+        (is_data && holds_extent).then_some((chunk, group))
+    })?;
+    for leaf in set.leaves.values_mut() {
+        leaf.items.retain(|item| item.key != chunk && item.key != group);
+    }
+    Some(format!("{chunk} and {group}: lost"))
+}
