@@ -58,7 +58,7 @@ pub trait Tap: Send + Sync {
     /// A copied write is complete: the image holds `bytes` at `offset`.
     fn written(&self, offset: u64, bytes: Vec<u8>);
 
-    /// A copied write failed or was cut short: what the image holds in the range is not known.
+    /// A write, copied or not, failed or was cut short: what the image holds in the range is not known.
     fn write_failed(&self, offset: u64, len: u64);
 
     /// A flush is about to be carried out. What is returned is given to [`Tap::flushed`].
@@ -66,6 +66,9 @@ pub trait Tap: Send + Sync {
 
     /// A flush is complete.
     fn flushed(&self, begun: u64);
+
+    /// A flush failed, and the guest is about to be told.
+    fn flush_failed(&self) {}
 
     /// A range is about to be erased. Says whether it may be.
     fn erases(&self, kind: Erase, offset: u64, len: u64) -> bool;

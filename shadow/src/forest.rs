@@ -264,20 +264,27 @@ impl<'a> Forest<'a> {
     ) -> Result<(Arc<TreeBlock>, Vec<Violation>), BlockProblem> {
         let Snapshot { geometry, seed_uuids, chunks, .. } = self.snapshot;
         let nodesize = self.nodesize();
-        let places =
-            chunks.copies(expect.bytenr, nodesize).map_err(|error| unmapped(error, expect, nodesize))?;
+        let copies =
+            || chunks.copies(expect.bytenr, nodesize).map_err(|error| unmapped(error, expect, nodesize));
+        let has_failed = |place| self.source.write_failed(place, nodesize);
+        // Those that could not be written come last: the older block that lies there may look right.
+        let sound = copies()?.enumerate().filter(|(_, place)| !has_failed(*place)).map(|copy| (copy, false));
+        let failed = copies()?.enumerate().filter(|(_, place)| has_failed(*place)).map(|copy| (copy, true));
         let mut good: Option<Arc<TreeBlock>> = None;
         let mut bad = Vec::new();
+        let mut never_written = None;
         let mut unlike = None;
         let mut unknown = None;
-        for (index, place) in places.enumerate() {
+        for ((index, place), failed) in sound.chain(failed) {
             match self.source.read(place) {
                 // The same bytes, which have been looked at.
                 Ok(block) if good.as_ref().is_some_and(|good| Arc::ptr_eq(good, &block)) => {}
                 Ok(block) => match verify(geometry, seed_uuids, &block, expect) {
                     None if which == Copies::UntilGood => return Ok((block, bad)),
                     None => match &good {
-                        Some(first) if first.bytes() != block.bytes() => unlike = unlike.or(Some(place)),
+                        Some(first) if !failed && first.bytes() != block.bytes() => {
+                            unlike = unlike.or(Some(place));
+                        }
                         Some(_) => {}
                         None => good = Some(block),
                     },
@@ -290,7 +297,11 @@ impl<'a> Forest<'a> {
                         let Physical { devid, offset } = place;
                         let copy = index + 1;
                         violation.message += &format!(" (copy {copy}, devid {devid} physical {offset})");
-                        bad.push(violation);
+                        if failed {
+                            never_written.get_or_insert(violation);
+                        } else {
+                            bad.push(violation);
+                        }
                     }
                 },
                 Err(error) => match unreadable(&error, expect, nodesize) {
@@ -304,10 +315,12 @@ impl<'a> Forest<'a> {
             return Ok((block, bad));
         }
         // A copy on a device that is not served says nothing; one that was read says something.
-        Err(match (bad.into_iter().next(), unknown) {
-            (Some(violation), _) => BlockProblem::Violation(Box::new(violation)),
-            (None, Some(unknown)) => unknown,
-            (None, None) => BlockProblem::Unknown("chunk without stripes".to_owned()),
+        Err(match (bad.into_iter().next(), unknown, never_written) {
+            (Some(violation), ..) | (None, None, Some(violation)) => {
+                BlockProblem::Violation(Box::new(violation))
+            }
+            (None, Some(unknown), _) => unknown,
+            (None, None, None) => BlockProblem::Unknown("chunk without stripes".to_owned()),
         })
     }
 }
@@ -323,12 +336,18 @@ pub enum Unsafe {
 
 impl Forest<'_> {
     /// Whether all copies of a new block were written, completed and flushed; `None` if so, or where nothing is known.
+    /// A guest that has more than one may go on without those of which it was told that they could not be written.
     #[must_use]
     pub fn unsafe_copy(&self, expect: &Expect) -> Option<Unsafe> {
         let nodesize = self.nodesize();
         let places = self.snapshot.chunks.copies(expect.bytenr, nodesize).ok()?;
-        let mut found = None;
+        let (mut found, mut failed, mut sound) = (None, None, 0);
         for (index, place) in places.enumerate() {
+            if self.source.write_failed(place, nodesize) {
+                failed = failed.or(Some((index, place)));
+                continue;
+            }
+            sound += 1;
             let origin = self.source.origin(place, nodesize);
             let (code, what) = match origin {
                 Origin::Unknown | Origin::Durable => continue,
@@ -336,22 +355,38 @@ impl Forest<'_> {
                 Origin::NotWritten => (Code::WriteNotWritten, "which was not written since the last commits"),
                 Origin::NotFlushed => (Code::WriteNotFlushed, "which was not flushed"),
             };
-            let Physical { devid, offset } = place;
-            let message = format!(
-                "the super block reaches block {} of generation {}, pointed to by {}, {what} (copy {}, devid {devid} \
-                 physical {offset})",
-                expect.bytenr,
-                expect.generation,
-                expect.pointed_by(),
-                index + 1
-            );
-            let violation = Violation::new(code, expect.bytenr, nodesize, message);
+            let violation = self.reached(code, expect, what, index, place);
             if origin != Origin::NotFlushed {
                 return Some(Unsafe::Missing(violation));
             }
             found = found.or(Some(Unsafe::NotFlushed(violation)));
         }
-        found
+        match failed {
+            Some((index, place)) if sound == 0 => {
+                let what = "of which no copy could be written, as the guest was told";
+                Some(Unsafe::Missing(self.reached(Code::WriteNotWritten, expect, what, index, place)))
+            }
+            _ => found,
+        }
+    }
+
+    fn reached(
+        &self,
+        code: Code,
+        expect: &Expect,
+        what: &str,
+        index: usize,
+        Physical { devid, offset }: Physical,
+    ) -> Violation {
+        let message = format!(
+            "the super block reaches block {} of generation {}, pointed to by {}, {what} (copy {}, devid {devid} \
+             physical {offset})",
+            expect.bytenr,
+            expect.generation,
+            expect.pointed_by(),
+            index + 1
+        );
+        Violation::new(code, expect.bytenr, self.nodesize(), message)
     }
 }
 

@@ -114,4 +114,10 @@ pub trait BlockSource: Sync {
     fn epoch(&self) -> Option<u64> {
         None
     }
+
+    /// Whether the last write to any of the `len` bytes at `place` failed, as the guest was told: what lies there is
+    /// not what it has committed, and no fault of its own while there is another copy.
+    fn write_failed(&self, _place: Physical, _len: u64) -> bool {
+        false
+    }
 }

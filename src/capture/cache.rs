@@ -11,6 +11,7 @@ use parser::map::Physical;
 use parser::superblock::{OFFSETS, SIZE};
 use shadow::{BlockSource, Geometry, ReadError, TreeBlock};
 
+use crate::capture::FailedWrites;
 use crate::image::Image;
 
 /// Largest tree block there is.
@@ -19,6 +20,7 @@ const MAX_NODESIZE: u64 = 65536;
 /// Blocks by place, in front of an image.
 pub struct BlockCache {
     image: Arc<dyn Image>,
+    failed: Arc<FailedWrites>,
     limit: usize,
     state: Mutex<State>,
 }
@@ -51,9 +53,9 @@ struct Format {
 }
 
 impl BlockCache {
-    /// An empty cache that keeps about `limit` bytes.
+    /// An empty cache that keeps about `limit` bytes, of a disk on which these writes failed.
     #[must_use]
-    pub fn new(image: Arc<dyn Image>, limit: usize) -> Self {
+    pub fn new(image: Arc<dyn Image>, failed: Arc<FailedWrites>, limit: usize) -> Self {
         let state = State {
             blocks: BTreeMap::new(),
             order: VecDeque::new(),
@@ -63,7 +65,7 @@ impl BlockCache {
             epoch: 0,
             changes: 0,
         };
-        BlockCache { image, limit, state: Mutex::new(state) }
+        BlockCache { image, failed, limit, state: Mutex::new(state) }
     }
 
     /// Says what blocks look like from now on, and forgets those of another format.
@@ -189,5 +191,10 @@ impl BlockSource for BlockCache {
             state.insert(place.offset, Arc::clone(&block), self.limit);
         }
         Ok(block)
+    }
+
+    fn write_failed(&self, place: Physical, len: u64) -> bool {
+        // Of other devices nothing is written here; what is read of them is nothing either.
+        self.failed.touch(place.offset, len)
     }
 }

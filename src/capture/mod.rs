@@ -5,6 +5,7 @@
 //! is only a candidate: it lies where tree blocks may lie and carries the file system's UUID.
 
 mod cache;
+mod failed;
 mod foresight;
 mod preserve;
 mod regions;
@@ -19,6 +20,7 @@ use parser::superblock::OFFSETS;
 use shadow::Violation;
 
 pub use cache::BlockCache;
+pub use failed::FailedWrites;
 pub use foresight::{Foresight, Root};
 pub use preserve::{Preserve, PreservedSource};
 pub use regions::Regions;
@@ -111,6 +113,8 @@ pub struct CaptureShared {
     pub regions: ArcSwapOption<Regions>,
     /// Tree blocks by place.
     pub cache: Arc<BlockCache>,
+    /// What could not be written.
+    pub failed: Arc<FailedWrites>,
     /// What is overwritten while an audit runs.
     pub preserve: Arc<Preserve>,
     /// What was captured.
@@ -127,9 +131,11 @@ impl CaptureShared {
     /// Reads through `image`, keeping about `limit` bytes of blocks.
     #[must_use]
     pub fn new(image: Arc<dyn Image>, limit: usize) -> Self {
+        let failed = Arc::new(FailedWrites::default());
         CaptureShared {
             regions: ArcSwapOption::empty(),
-            cache: Arc::new(BlockCache::new(Arc::clone(&image), limit)),
+            cache: Arc::new(BlockCache::new(Arc::clone(&image), Arc::clone(&failed), limit)),
+            failed,
             preserve: Arc::new(Preserve::new(Arc::clone(&image), limit)),
             guard: Guard::new(image),
             counters: CaptureCounters::default(),
@@ -143,6 +149,22 @@ impl CaptureShared {
     pub fn with_policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
+    }
+
+    /// A write was carried out: the image holds something else now.
+    pub fn wrote(&self, offset: u64, len: u64) {
+        self.cache.invalidate(offset, len);
+        self.failed.remove(offset, len);
+        self.guard.writes().completed(offset, len);
+    }
+
+    /// A write failed: the image may hold anything.
+    pub fn could_not_write(&self, offset: u64, len: u64) {
+        // First, so that what is there now is not taken for what should be.
+        self.failed.add(offset, len);
+        self.cache.invalidate(offset, len);
+        self.guard.writes().failed(offset, len);
+        self.guard.miss();
     }
 }
 
@@ -206,6 +228,8 @@ impl Tap for Capture {
         match self.shared.regions.load().as_ref() {
             Some(regions) if regions.may_hold_metadata(offset, end) => WritePlan::Copy,
             Some(_) if self.shared.guard.is_hit(offset, len, self.shared.cache.as_ref()) => WritePlan::Copy,
+            // Of a write that isn't copied nobody hears that it has made good what failed.
+            _ if self.shared.failed.touch(offset, len) => WritePlan::Copy,
             _ => WritePlan::Direct,
         }
     }
@@ -231,8 +255,7 @@ impl Tap for Capture {
     }
 
     fn written(&self, offset: u64, bytes: Vec<u8>) {
-        self.shared.cache.invalidate(offset, bytes.len() as u64);
-        self.shared.guard.writes().completed(offset, bytes.len() as u64);
+        self.shared.wrote(offset, bytes.len() as u64);
         let regions = self.shared.regions.load();
         let Some(regions) = regions.as_ref() else { return };
         for (place, bytes) in regions.candidates(offset, &bytes) {
@@ -250,9 +273,7 @@ impl Tap for Capture {
     }
 
     fn write_failed(&self, offset: u64, len: u64) {
-        self.shared.cache.invalidate(offset, len);
-        self.shared.guard.writes().failed(offset, len);
-        self.shared.guard.miss();
+        self.shared.could_not_write(offset, len);
     }
 
     fn flush_begins(&self) -> u64 {
@@ -269,6 +290,10 @@ impl Tap for Capture {
 
     fn flushed(&self, begun: u64) {
         self.shared.guard.flushed(begun);
+    }
+
+    fn flush_failed(&self) {
+        self.shared.guard.flush_failed();
     }
 
     fn erases(&self, kind: Erase, offset: u64, len: u64) -> bool {

@@ -8,6 +8,7 @@ use shadow::space::data::{self, DataSource, Piece};
 use shadow::violation::Violation;
 use shadow::{Forest, Geometry, ReadError};
 
+use crate::capture::FailedWrites;
 use crate::check::Progress;
 use crate::image::Image;
 
@@ -18,13 +19,21 @@ const LISTED: usize = 4096;
 pub struct ImageData<'a> {
     image: &'a dyn Image,
     devid: u64,
+    failed: Option<&'a FailedWrites>,
 }
 
 impl<'a> ImageData<'a> {
     /// Reads from `image`.
     #[must_use]
     pub fn new(image: &'a dyn Image, geometry: &Geometry) -> Self {
-        ImageData { image, devid: geometry.devid }
+        ImageData { image, devid: geometry.devid, failed: None }
+    }
+
+    /// The same where it is known which writes failed.
+    #[must_use]
+    pub fn without(mut self, failed: &'a FailedWrites) -> Self {
+        self.failed = Some(failed);
+        self
     }
 }
 
@@ -39,6 +48,10 @@ impl DataSource for ImageData<'_> {
             return Err(ReadError::OutOfBounds { devid, offset });
         }
         self.image.read_at(buffer, offset).map_err(|error| ReadError::Io(error.to_string()))
+    }
+
+    fn write_failed(&self, place: Physical, len: u64) -> bool {
+        place.devid == self.devid && self.failed.is_some_and(|failed| failed.touch(place.offset, len))
     }
 }
 

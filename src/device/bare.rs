@@ -76,6 +76,7 @@ impl BareQueue {
             serial: vec![b's'; SERIAL_SIZE],
             memory: memory.clone(),
             record: record.clone(),
+            flush_failed: Arc::default(),
             closing: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             write_through: AtomicBool::new(disk.write_through),

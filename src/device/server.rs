@@ -98,6 +98,8 @@ pub struct Server {
     tap: Arc<dyn Tap>,
     options: DeviceOptions,
     record: Arc<Record>,
+    /// A flush has failed: see the worker's.
+    flush_failed: Arc<AtomicBool>,
 }
 
 /// Where frontends come in.
@@ -134,7 +136,7 @@ impl Server {
         };
         // After the socket: who listens there has the record next to it.
         let record = Record::open(options.inflight.as_deref()).map_err(DeviceError::Record)?;
-        Ok(Self { door, image, tap, options, record })
+        Ok(Self { door, image, tap, options, record, flush_failed: Arc::default() })
     }
 
     /// Serves one connection, from accept to disconnect.
@@ -142,8 +144,13 @@ impl Server {
     /// The tap is told when the connection begins, and that it has ended when every request, held writes included,
     /// is finished; until the tap has answered a held write this doesn't return.
     pub fn serve_one(&mut self, stop: &StopHandle) -> Result<SessionEnd, DeviceError> {
-        let (core, tap) =
-            (Core { image: &self.image, options: &self.options, record: &self.record }, &self.tap);
+        let core = Core {
+            image: &self.image,
+            options: &self.options,
+            record: &self.record,
+            flush_failed: &self.flush_failed,
+        };
+        let tap = &self.tap;
         match &mut self.door {
             Door::Listening { listener, .. } => {
                 if !stop.wait_for(listener.as_raw_fd()).map_err(DeviceError::Socket)? {
@@ -169,6 +176,7 @@ struct Core<'a> {
     image: &'a Arc<dyn Image>,
     options: &'a DeviceOptions,
     record: &'a Arc<Record>,
+    flush_failed: &'a Arc<AtomicBool>,
 }
 
 impl Core<'_> {
@@ -190,6 +198,7 @@ impl Core<'_> {
             record: self.record.clone(),
             closing: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
+            flush_failed: Arc::clone(self.flush_failed),
             write_through: AtomicBool::new(false),
             poll: self.options.poll,
         });

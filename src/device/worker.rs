@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tracing::warn;
+use tracing::{error, warn};
 use vhost_user_backend::{VringState, VringT};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
@@ -45,6 +45,8 @@ pub(super) struct Shared {
     pub(super) closing: AtomicBool,
     /// The frontend is gone: its rings aren't touched any more, because it may already have handed them on.
     pub(super) abandoned: AtomicBool,
+    /// A flush has failed since the program was started.
+    pub(super) flush_failed: Arc<AtomicBool>,
     /// The guest has no flush: a write is durable before it is answered.
     pub(super) write_through: AtomicBool,
     /// The longest time that a queue's thread looks for something to do before it sleeps.
@@ -321,9 +323,24 @@ impl Worker {
     }
 
     fn flush(&mut self, token: u64) {
+        if self.shared.flush_failed.load(Ordering::Acquire) {
+            return self.flush_failed(token);
+        }
         let begun = self.shared.tap.flush_begins();
         self.set_stage(token, Stage::Flush { begun });
         self.engine.flush(token);
+    }
+
+    /// After a flush that failed the kernel may take for written what is not, and the next one would succeed: so none
+    /// does any more. The guest must not be told that something is durable that can be lost.
+    fn flush_failed(&mut self, token: u64) {
+        if !self.shared.flush_failed.swap(true, Ordering::AcqRel) {
+            error!(
+                "a flush failed: what was written before may be lost; every flush fails until the next start"
+            );
+        }
+        self.shared.tap.flush_failed();
+        self.finish(token, IOERR, 0);
     }
 
     fn erase(&mut self, token: u64, kind: Erase, ranges: Vec<(u64, u64)>) {
@@ -393,16 +410,15 @@ impl Worker {
                 }
                 self.written(token);
             }
-            (Stage::Write { offset, len }, Err(_), buffer) => {
-                if let Some(Buffer::Owned(_)) = buffer {
-                    tap.write_failed(offset, len);
-                }
+            (Stage::Write { offset, len }, Err(_), _) => {
+                tap.write_failed(offset, len);
                 self.finish(token, IOERR, 0);
             }
             (Stage::Flush { begun }, Ok(()), _) => {
                 tap.flushed(begun);
                 self.finish(token, OK, 0);
             }
+            (Stage::Flush { .. }, Err(_), _) => self.flush_failed(token),
             (Stage::Erase { left, failed }, result, _) => {
                 self.erased(token, left.saturating_sub(1), failed || result.is_err());
             }

@@ -4,9 +4,11 @@
 //! what each commit changes. Looking is free of locks; it is on the path of every write. A sector that a commit frees
 //! stays in use until that commit is durable.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use shadow::forest::BlockProblem;
 use shadow::live::{LiveDelta, Span, Use, in_range};
 use shadow::{BlockSource, Forest, Snapshot};
 
@@ -35,6 +37,10 @@ struct Base {
     freeing: Vec<Range>,
     /// The flush that makes it durable has at least this number.
     freed_by: u64,
+    /// Pages that could not be made, until the next commit.
+    unread: HashSet<usize>,
+    /// Why the last of them could not, and whether somebody has been told.
+    unread_because: Option<(String, bool)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +119,14 @@ impl Live {
         let count = usize::try_from(len.div_ceil(PAGE)).unwrap_or(0);
         let pages = std::iter::repeat_with(OnceLock::new).take(count).collect();
         let devid = committed.geometry.devid;
-        let base = Base { committed, log: Vec::new(), freeing: Vec::new(), freed_by: 0 };
+        let base = Base {
+            committed,
+            log: Vec::new(),
+            freeing: Vec::new(),
+            freed_by: 0,
+            unread: HashSet::new(),
+            unread_because: None,
+        };
         Live { devid, pages, base: Mutex::new(base), is_freeing: AtomicBool::new(false) }
     }
 
@@ -167,6 +180,7 @@ impl Live {
     pub fn commit(&self, new: Arc<Snapshot>, delta: &LiveDelta) {
         let mut base = self.lock();
         self.free(&mut base);
+        base.unread.clear();
         let old = std::mem::replace(&mut base.committed, new);
         let mut freeing = std::mem::take(&mut base.log);
         freeing.extend(delta.dead.iter().flat_map(|span| ranges(&old, self.devid, *span)));
@@ -231,11 +245,41 @@ impl Live {
             return Some(page);
         }
         // A commit must not pass by meanwhile: what it changes would be missed.
-        let base = self.lock();
-        Some(slot.get_or_init(|| self.read_page(index, &base, source)))
+        let mut base = self.lock();
+        if let Some(page) = slot.get() {
+            return Some(page);
+        }
+        // What can't be read can't be guarded. Tried anew with the next commit, not with each write: that would be many
+        // reads from a disk that fails.
+        if base.unread.contains(&index) {
+            return None;
+        }
+        match self.read_page(index, &base, source) {
+            Ok(page) => Some(slot.get_or_init(|| page)),
+            Err(problem) => {
+                base.unread.insert(index);
+                let reason = problem.to_string();
+                if base.unread_because.as_ref().is_none_or(|(before, _)| *before != reason) {
+                    base.unread_because = Some((reason, false));
+                }
+                None
+            }
+        }
     }
 
-    fn read_page(&self, index: usize, base: &Base, source: &dyn BlockSource) -> Box<Page> {
+    /// Why pages could not be made, once for each reason.
+    pub fn take_unread(&self) -> Option<String> {
+        let mut base = self.lock();
+        let (reason, told) = base.unread_because.as_mut()?;
+        (!std::mem::replace(told, true)).then(|| reason.clone())
+    }
+
+    fn read_page(
+        &self,
+        index: usize,
+        base: &Base,
+        source: &dyn BlockSource,
+    ) -> Result<Box<Page>, BlockProblem> {
         let page = Page::new();
         let (start, end) = (index as u64 * PAGE, (index as u64 + 1).saturating_mul(PAGE));
         let put = |offset: u64, len: u64, used| {
@@ -251,17 +295,13 @@ impl Live {
                 continue;
             }
             let logical = |physical: u64| chunk.logical.saturating_add(physical - offset);
-            let found = in_range(&forest, logical(from), logical(to), |span| {
+            in_range(&forest, logical(from), logical(to), |span| {
                 put(offset + (span.bytenr - chunk.logical), span.len, span.used);
-            });
-            if found.is_err() {
-                // What can't be read can't be guarded; it is reported by the commit that comes upon it.
-                return Page::new();
-            }
+            })?;
         }
         let pending = base.log.iter().chain(&base.freeing);
         pending.for_each(|range| put(range.offset, range.len, range.used));
-        page
+        Ok(page)
     }
 
     fn lock(&self) -> MutexGuard<'_, Base> {

@@ -124,6 +124,11 @@ impl Guard {
         }
     }
 
+    /// Why a part of the disk could not be guarded since this was last asked.
+    pub fn take_unread(&self) -> Option<String> {
+        self.live.load().as_ref().and_then(|live| live.take_unread())
+    }
+
     /// The super block has been written, and the guest is about to be told. `missing` is the block that was not flushed
     /// before.
     pub fn superblock_written(&self, missing: Option<Violation>) {
@@ -184,6 +189,12 @@ impl Guard {
         if let Some(live) = self.live.load().as_ref() {
             live.flushed(number);
         }
+    }
+
+    /// A flush failed, and the guest is about to be told. One with more disks than this may go on without: what it
+    /// flushes here says nothing until it has done so again for some time.
+    pub fn flush_failed(&self) {
+        *self.barriers() = Barriers::default();
     }
 
     fn barriers(&self) -> MutexGuard<'_, Barriers> {

@@ -15,9 +15,10 @@ use parser::SuperBlock;
 use serde_json::{Value, json};
 use shadow::attach::{self, AttachError};
 use shadow::classify::ReattachReason;
+use shadow::forest::BlockProblem;
 use shadow::{BlockSource, CommitReport, Forest, Severity, SuperChange, Verdict, Verifier, classify};
 
-use crate::capture::{CaptureShared, Message, PRIMARY_SUPER, Regions, Root, SUPER_SIZE};
+use crate::capture::{CaptureShared, FailedWrites, Message, PRIMARY_SUPER, Regions, Root, SUPER_SIZE};
 use crate::check::{self, AuditReport, ImageData, ImageSource, NoProgress, audit};
 use crate::events::{Attach, Commit, CommitKind, Event, Fsid, Resolution, Sinks, Untold};
 use crate::image::Image;
@@ -69,6 +70,8 @@ pub struct FileSystem {
     foreseen: Option<Instant>,
     /// How often that was in vain since it last was not.
     in_vain: u64,
+    /// What is on the disk could not be read, for this reason: tried again before the next super block is judged.
+    unread: Option<String>,
 }
 
 impl FileSystem {
@@ -106,6 +109,7 @@ impl FileSystem {
             harms: HashSet::new(),
             foreseen: None,
             in_vain: 0,
+            unread: None,
         }
     }
 
@@ -117,22 +121,35 @@ impl FileSystem {
         }
         match self.read_super() {
             Ok(bytes) => match classify(None, &bytes) {
-                SuperChange::Reattach(_) => self.attach(&bytes, reason),
+                SuperChange::Reattach(_) => return self.attach(&bytes, reason),
                 SuperChange::Invalid => {
                     self.notice("there is a btrfs super block at 64 KiB, but its checksum or fields are wrong: served, not verified");
                 }
                 _ => self.notice("no btrfs on the disk yet: served, and watched for one"),
             },
-            Err(error) => self.notice(&format!("can't read a super block: {error}; served, not verified")),
+            Err(error) => return self.could_not_read(format!("can't read a super block: {error}")),
         }
+        self.unread = None;
+    }
+
+    /// The disk fails: nothing is known of what is on it. Said once for each reason.
+    fn could_not_read(&mut self, reason: String) {
+        if self.unread.as_ref() != Some(&reason) {
+            self.ledger.summary.unverified += 1;
+            self.notice(&format!("{reason}; served, not verified until it can be read"));
+        }
+        self.unread = Some(reason);
     }
 
     /// A frontend has connected. While none was, others may have written to the image.
     pub fn connected(&mut self) {
         self.is_connected = true;
         let Some(snapshot) = self.verifier.snapshot() else {
-            if matches!(self.read_super().map(|bytes| classify(None, &bytes)), Ok(SuperChange::Reattach(_))) {
-                self.open("connect");
+            match self.read_super().map(|bytes| classify(None, &bytes)) {
+                Ok(SuperChange::Reattach(_)) | Err(_) if self.image.len() >= PRIMARY_SUPER + SUPER_SIZE => {
+                    self.open("connect");
+                }
+                _ => {}
             }
             return;
         };
@@ -140,10 +157,15 @@ impl FileSystem {
         self.shared.cache.clear();
         match self.read_super() {
             Ok(bytes) if bytes == known => self.guard_log(),
-            Ok(_) | Err(_) => {
+            Ok(_) => {
                 self.notice("the image was changed while no frontend was connected");
                 self.detach();
                 self.open("changed while disconnected");
+            }
+            // It may have been changed or not: what is known of it can't be relied on.
+            Err(error) => {
+                self.detach();
+                self.could_not_read(format!("can't read a super block: {error}"));
             }
         }
     }
@@ -155,7 +177,10 @@ impl FileSystem {
 
     /// A write that touches the primary super block: verifies what it commits, and says what is to become of it.
     pub fn judge(&mut self, offset: u64, bytes: &[u8], submitted: Instant) -> Judged {
-        // Not a whole super block, on an image that ends inside it.
+        if self.unread.is_some() {
+            self.open("readable again");
+        }
+        // A part of a super block, where the rest can't be read.
         let Ok(next) = self.overlay(PRIMARY_SUPER, offset, bytes) else {
             return Judged::no_commit(Fate::Write);
         };
@@ -208,9 +233,7 @@ impl FileSystem {
     /// # Errors
     /// When the image can't be written.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let written = self.image.write_at(bytes, offset);
-        self.shared.cache.invalidate(offset, bytes.len() as u64);
-        self.shared.guard.writes().completed(offset, bytes.len() as u64);
+        let written = self.write_image(offset, bytes);
         match &written {
             Ok(()) => {
                 self.guard_written();
@@ -263,11 +286,18 @@ impl FileSystem {
     /// # Errors
     /// When the image can't be written.
     pub fn write_copy(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let written = self.image.write_at(bytes, offset);
-        self.shared.cache.invalidate(offset, bytes.len() as u64);
-        self.shared.guard.writes().completed(offset, bytes.len() as u64);
+        let written = self.write_image(offset, bytes);
         if written.is_err() {
             self.copy_missed();
+        }
+        written
+    }
+
+    fn write_image(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let written = self.image.write_at(bytes, offset);
+        match written {
+            Ok(()) => self.shared.wrote(offset, bytes.len() as u64),
+            Err(_) => self.shared.could_not_write(offset, bytes.len() as u64),
         }
         written
     }
@@ -305,6 +335,7 @@ impl FileSystem {
         submitted: Instant,
         over_refusal: bool,
     ) -> Judged {
+        self.tell_unguarded();
         let copies = if kind == CommitKind::Transaction { self.super_copies(superblock) } else { Vec::new() };
         // A super block that came while its commit was still being verified has waited for that.
         let waited = self.foreseen.take().is_some_and(|ended| ended > submitted);
@@ -312,7 +343,7 @@ impl FileSystem {
         let source = GuestWrites { shared: &self.shared };
         let mut report = match kind {
             CommitKind::Transaction if self.verify_data => {
-                commit_with_data(&mut self.verifier, superblock, &source, self.image.as_ref())
+                commit_with_data(&mut self.verifier, superblock, &source, &self.image, &self.shared.failed)
             }
             CommitKind::Transaction => self.verifier.commit(superblock, &source),
             CommitKind::Log => self.verifier.log_commit(superblock, &source),
@@ -447,6 +478,7 @@ impl FileSystem {
         reason: &'static str,
         started: Instant,
     ) {
+        self.unread = None;
         self.fsid = Fsid(geometry.fsid);
         self.commits = 0;
         self.violations = 0;
@@ -561,8 +593,15 @@ impl FileSystem {
 
     fn not_attached(&mut self, error: &AttachError) {
         self.shared.regions.store(None);
+        let what = format!("there is a btrfs, but it can't be opened: {error}");
+        if let AttachError::Tree { problems, .. } = error
+            && problems.iter().any(|problem| matches!(problem, BlockProblem::Unknown(_)))
+        {
+            return self.could_not_read(what);
+        }
+        self.unread = None;
         self.ledger.summary.unverified += 1;
-        self.notice(&format!("there is a btrfs, but it can't be opened: {error}; served, not verified"));
+        self.notice(&format!("{what}; served, not verified"));
     }
 
     fn detach(&mut self) {
@@ -604,6 +643,12 @@ impl FileSystem {
 
     /// What the super block at `place` will be once the write is made.
     fn overlay(&self, place: u64, offset: u64, bytes: &[u8]) -> io::Result<Box<[u8]>> {
+        let whole =
+            place.checked_sub(offset).and_then(|from| bytes.get(from as usize..)?.get(..SUPER_SIZE as usize));
+        if let Some(whole) = whole {
+            // What it replaces need not be readable.
+            return Ok(whole.into());
+        }
         let mut next = self.read_super_at(place)?;
         let end = offset.saturating_add(bytes.len() as u64).min(place + SUPER_SIZE);
         let start = offset.max(place);
@@ -676,7 +721,8 @@ fn commit_with_data(
     verifier: &mut Verifier,
     superblock: &[u8],
     source: &dyn BlockSource,
-    image: &dyn Image,
+    image: &Arc<dyn Image>,
+    failed: &FailedWrites,
 ) -> CommitReport {
     let old = verifier.snapshot().cloned();
     let mut report = verifier.commit(superblock, source);
@@ -684,7 +730,7 @@ fn commit_with_data(
         && verifier.coverage().is_whole()
     {
         let (old, new) = (Forest::new(old, source), Forest::new(new, source));
-        let data = ImageData::new(image, &new.snapshot.geometry);
+        let data = ImageData::new(image.as_ref(), &new.snapshot.geometry).without(failed);
         let found = check::verify_fresh(old, new, &data);
         found.violations.into_iter().for_each(|violation| report.push(violation));
         report.unverified.extend(found.unknown);

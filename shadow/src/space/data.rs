@@ -27,6 +27,11 @@ pub trait DataSource: Sync {
     /// # Errors
     /// [`ReadError`] when there are no bytes to be had.
     fn read_data(&self, place: Physical, buffer: &mut [u8]) -> Result<(), ReadError>;
+
+    /// Whether the last write to any of the `len` bytes at `place` failed, as the guest was told.
+    fn write_failed(&self, _place: Physical, _len: u64) -> bool {
+        false
+    }
 }
 
 /// One copy of a range that has checksums.
@@ -164,7 +169,11 @@ impl Piece {
             let computed = computed.get(..sum.len()).unwrap_or(&computed);
             (computed != sum).then(|| (sector as u64, hex(sum), hex(computed)))
         });
-        let Some((sector, told, computed)) = wrong.next() else { return Ok(None) };
+        let Some((sector, told, computed)) =
+            wrong.find(|(sector, ..)| !self.is_excused(*sector, forest, data))
+        else {
+            return Ok(None);
+        };
         let more = match wrong.count() {
             0 => String::new(),
             count => format!(", and {count} more sectors behind it"),
@@ -181,6 +190,18 @@ impl Piece {
         violation = violation.with_worth(told, computed);
         violation.path = path(forest, bytenr);
         Ok(Some(violation))
+    }
+
+    /// Whether this copy of a sector could not be written, as the guest was told, and there is another.
+    fn is_excused(&self, sector: u64, forest: Forest<'_>, data: &dyn DataSource) -> bool {
+        let sectorsize = u64::from(forest.snapshot.geometry.sectorsize);
+        let within = sector.saturating_mul(sectorsize);
+        let Physical { devid, offset } = self.place;
+        if !data.write_failed(Physical { devid, offset: offset.saturating_add(within) }, sectorsize) {
+            return false;
+        }
+        let copies = forest.snapshot.chunks.copies(self.range.0.saturating_add(within), sectorsize);
+        copies.is_ok_and(|mut copies| copies.any(|place| !data.write_failed(place, sectorsize)))
     }
 }
 

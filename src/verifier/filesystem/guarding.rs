@@ -21,17 +21,31 @@ pub(super) struct GuestWrites<'a> {
     pub(super) shared: &'a CaptureShared,
 }
 
+impl GuestWrites<'_> {
+    /// Whether it is a place on the device that is served.
+    fn is_here(&self, place: Physical) -> bool {
+        self.shared.regions.load().as_ref().is_some_and(|regions| regions.geometry.devid == place.devid)
+    }
+}
+
 impl BlockSource for GuestWrites<'_> {
     fn read(&self, place: Physical) -> Result<Arc<TreeBlock>, ReadError> {
         self.shared.cache.read(place)
     }
 
     fn origin(&self, place: Physical, len: u64) -> Origin {
+        if !self.is_here(place) {
+            return Origin::Unknown;
+        }
         self.shared.guard.writes().origin(place.offset, len)
     }
 
     fn epoch(&self) -> Option<u64> {
         self.shared.cache.epoch()
+    }
+
+    fn write_failed(&self, place: Physical, len: u64) -> bool {
+        self.is_here(place) && self.shared.cache.write_failed(place, len)
     }
 }
 
@@ -77,6 +91,15 @@ impl FileSystem {
         self.shared.guard.log_commit(&self.verifier.log_blocks(&source));
     }
 
+    /// Says what was not guarded since the last commit.
+    pub(super) fn tell_unguarded(&mut self) {
+        if let Some(reason) = self.shared.guard.take_unread() {
+            self.notice(&format!(
+                "a part of the disk was not guarded since the last commit: what is in use there can't be read: {reason}"
+            ));
+        }
+    }
+
     /// The primary super block has been written; it need not have been a commit.
     pub(super) fn guard_written(&mut self) {
         let Some(proposed) = self.proposed.take() else { return };
@@ -106,7 +129,11 @@ impl FileSystem {
                 || allowed.iter().any(|superblock| without_place(&copy) == without_place(superblock))
         };
         // The copy may be being written right now. If it was a moment ago, it is there now.
-        if is_good() || self.shared.guard.writes().origin(at, SUPER_SIZE) == Origin::InFlight || is_good() {
+        if is_good()
+            || self.shared.failed.touch(at, SUPER_SIZE)
+            || self.shared.guard.writes().origin(at, SUPER_SIZE) == Origin::InFlight
+            || is_good()
+        {
             return None;
         }
         let found = SuperBlock::parse(&copy).map_or(0, |view| view.generation());

@@ -104,6 +104,30 @@ impl Driver {
         self.end(0, PATIENCE).expect("an answer")
     }
 
+    /// Reads a range; `None` if that fails.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub fn read(&mut self, offset: u64, len: usize) -> Option<Vec<u8>> {
+        assert!(len <= SLOT);
+        let queue = &mut self.queues[0];
+        queue.queue.read(offset, queue.buffer, len, 0, ReqFlags::empty());
+        let done = queue.result(PATIENCE).expect("an answer");
+        // SAFETY: the slot lies in the region, which is mapped as long as the driver lives, and nothing that uses it is
+        // in flight any more.
+        done.then(|| unsafe { std::slice::from_raw_parts(queue.buffer, len) }.to_vec())
+    }
+
+    /// Flushes; whether that was done.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub fn attempt_flush(&mut self) -> bool {
+        let queue = &mut self.queues[0];
+        queue.queue.flush(0, ReqFlags::empty());
+        queue.result(PATIENCE).expect("an answer")
+    }
+
     /// Discards a range, or writes zeros to it, and waits for it.
     ///
     /// # Panics

@@ -135,7 +135,7 @@ pub fn choose_set(
 }
 
 fn choose_by(
-    plant: &dyn Fn(&Step, &Target, u64) -> Option<(Planted, Instead)>,
+    plant: &Planter<'_>,
     histories: &[(History, Vec<Target>)],
     wanted: usize,
     seed: u64,
@@ -173,6 +173,9 @@ fn choose_by(
 }
 
 type Instead = Vec<(usize, Vec<u8>)>;
+
+/// Plants a fault in a step; none where it has no place there.
+type Planter<'a> = dyn Fn(&Step, &Target, u64) -> Option<(Planted, Instead)> + 'a;
 
 /// Plants a fault of the kind in one of the step's new blocks.
 fn plant(kind: &Kind, step: &Step, target: &Target, seed: u64) -> Option<(Planted, Instead)> {
