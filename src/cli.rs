@@ -228,6 +228,9 @@ pub struct Serve {
     #[arg(long, value_name = "N", default_value_t = crate::device::limits::DEFAULT_POLL.as_micros() as u64,
           value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub poll_us: u64,
+    /// Bytes of a logical block, 512 or 4096: what the guest reads and writes is whole blocks
+    #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = parse_block_size)]
+    pub block_size: u32,
     /// Serial number that the guest sees
     #[arg(long, value_name = "TEXT", default_value = "btrfs-shadow")]
     pub serial: String,
@@ -246,6 +249,12 @@ pub struct Serve {
     /// Break something on purpose, to see it caught: KIND[@GENERATION]
     #[arg(long, value_name = "SPEC", hide = true)]
     pub plant_fault: Option<FaultSpec>,
+}
+
+fn parse_block_size(text: &str) -> Result<u32, String> {
+    let sizes = crate::device::limits::BLOCK_SIZES;
+    let size = text.parse().ok().filter(|size| sizes.contains(size));
+    size.ok_or_else(|| format!("a block has {} or {} bytes", sizes[0], sizes[1]))
 }
 
 /// Reads a size in bytes, with an optional K, M or G (powers of 1024).

@@ -14,8 +14,19 @@ pub use raw::{EngineKind, LOCK_PATIENCE, RawImage, RawOptions};
 
 /// A disk image. All operations may be called from any thread at once; offsets and lengths are in bytes.
 pub trait Image: Send + Sync {
-    /// Size in bytes.
+    /// Size in bytes, as it was when it was last looked at.
     fn len(&self) -> u64;
+
+    /// Looks at the size anew; what it is now.
+    fn refresh_len(&self) -> io::Result<u64> {
+        Ok(self.len())
+    }
+
+    /// Bytes that are read and written at once by what is below: reads and writes are best whole multiples of it, and
+    /// aligned to it. A power of two.
+    fn io_size(&self) -> u32 {
+        4096
+    }
 
     /// Whether there is nothing in it.
     fn is_empty(&self) -> bool {

@@ -47,6 +47,7 @@ pub fn run(options: &Serve) -> Result<Summary> {
         num_queues: options.num_queues,
         poll: Duration::from_micros(options.poll_us),
         inflight: inflight(options),
+        block_size: options.block_size,
         serial: options.serial.clone(),
     };
     let mut server = Server::bind(socket, Arc::clone(&image), tap, device_options)?;

@@ -38,7 +38,12 @@ impl Backend {
         let workers =
             (0..num_queues).map(|queue| worker(queue).map(Mutex::new)).collect::<io::Result<_>>()?;
         // The number of queues was checked against a limit below 2^16.
-        let config = config::config_space(shared.disk.len, num_queues as u16);
+        let config = config::config_space(config::Layout {
+            len: shared.disk.len,
+            block_size: shared.disk.block_size,
+            io_size: image.io_size(),
+            num_queues: num_queues as u16,
+        });
         let exits = (0..num_queues)
             .map(|_| new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).map(Some))
             .collect::<io::Result<_>>()?;

@@ -14,7 +14,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::chain::Disk;
 use super::inflight::Record;
-use super::limits::{MAX_QUEUE_SIZE, SERIAL_SIZE};
+use super::limits::{BLOCK_SIZES, MAX_QUEUE_SIZE, SERIAL_SIZE};
 use super::worker::{Shared, Worker};
 use super::{MemorySpace, Vring};
 use crate::engine::Engine;
@@ -72,7 +72,7 @@ impl BareQueue {
         let record = Record::open(None)?;
         let shared = Arc::new(Shared {
             tap,
-            disk: Disk { len: disk.len, read_only: disk.read_only },
+            disk: Disk { len: disk.len, block_size: BLOCK_SIZES[0], read_only: disk.read_only },
             serial: vec![b's'; SERIAL_SIZE],
             memory: memory.clone(),
             record: record.clone(),

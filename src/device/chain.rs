@@ -29,10 +29,12 @@ const ERASE_SIZE: usize = 16;
 pub(super) struct Disk {
     /// Size in bytes, as far as it can be addressed in sectors.
     pub(super) len: u64,
+    /// Bytes of a logical block, a power of two of sectors. What isn't whole blocks isn't carried out.
+    pub(super) block_size: u32,
     pub(super) read_only: bool,
 }
 
-/// What the guest wants. Lengths are whole sectors, and ranges lie within the disk.
+/// What the guest wants. Offsets and lengths are whole blocks, and ranges lie within the disk.
 #[derive(Debug)]
 pub(super) enum Request {
     Read {
@@ -295,10 +297,13 @@ fn erase(data: &SharedSlices, zeroes: bool, disk: Disk) -> Result<Request, Refus
 
 /// The byte offset of a request of `len` bytes.
 fn check_range(sector: u64, len: u64, disk: Disk) -> Result<u64, Refusal> {
-    if !len.is_multiple_of(SECTOR_SIZE) {
-        return Err(Refusal::Malformed("length is not in whole sectors"));
+    if !len.is_multiple_of(disk.block_size.into()) {
+        return Err(Refusal::Malformed("length is not in whole blocks"));
     }
     let offset = sector.checked_mul(SECTOR_SIZE);
+    if offset.is_some_and(|offset| !offset.is_multiple_of(disk.block_size.into())) {
+        return Err(Refusal::Malformed("offset is not in whole blocks"));
+    }
     match offset.and_then(|offset| offset.checked_add(len)) {
         Some(end) if end <= disk.len => Ok(end - len),
         _ => Err(Refusal::Malformed("beyond the end of the disk")),

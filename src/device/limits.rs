@@ -5,6 +5,13 @@ use std::time::Duration;
 /// Bytes of a sector, the unit of request offsets and lengths. Requests that aren't whole sectors fail.
 pub const SECTOR_SIZE: u64 = 512;
 
+/// Bytes of a logical block that can be chosen from. Requests that aren't whole blocks fail.
+pub const BLOCK_SIZES: [u32; 2] = [512, 4096];
+
+/// Bytes of the largest physical block that the guest is told of. What is read and written at once below may be more: a
+/// stripe, or what goes over the network; the guest is told of that as the best size.
+pub const MAX_PHYSICAL_BLOCK: u32 = 65536;
+
 /// Queues of a device. The backend library keeps them in a 64-bit mask; more are refused at start.
 pub const MAX_QUEUES: usize = 64;
 

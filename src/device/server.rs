@@ -15,7 +15,7 @@ use super::backend::Backend;
 use super::bridge::{Abutments, Bridge};
 use super::chain::Disk;
 use super::inflight::Record;
-use super::limits::{DEFAULT_POLL, DEFAULT_QUEUES, MAX_QUEUES, SECTOR_SIZE, SERIAL_SIZE};
+use super::limits::{BLOCK_SIZES, DEFAULT_POLL, DEFAULT_QUEUES, MAX_QUEUES, SERIAL_SIZE};
 use super::session;
 use super::socket::{Bound, Socket, SocketFile, into_vhost_listener};
 use super::stop::StopHandle;
@@ -34,6 +34,8 @@ pub struct DeviceOptions {
     /// Where the requests in flight are recorded, for the process that comes after this one; without it none of them
     /// survives the process.
     pub inflight: Option<PathBuf>,
+    /// Bytes of a logical block, one of [`BLOCK_SIZES`].
+    pub block_size: u32,
     /// Serial number; what exceeds [`SERIAL_SIZE`] bytes is cut off.
     pub serial: String,
 }
@@ -44,6 +46,7 @@ impl Default for DeviceOptions {
             num_queues: DEFAULT_QUEUES,
             poll: DEFAULT_POLL,
             inflight: None,
+            block_size: BLOCK_SIZES[0],
             serial: "btrfs-shadow".to_owned(),
         }
     }
@@ -120,11 +123,8 @@ impl Server {
         if options.num_queues == 0 || options.num_queues > MAX_QUEUES {
             return Err(DeviceError::Options(format!("the number of queues must be 1 to {MAX_QUEUES}")));
         }
-        if !image.len().is_multiple_of(SECTOR_SIZE) {
-            warn!(
-                bytes = image.len() % SECTOR_SIZE,
-                "the image's last bytes are no whole sector and not served"
-            );
+        if !BLOCK_SIZES.contains(&options.block_size) {
+            return Err(DeviceError::Options(format!("a block has one of these sizes: {BLOCK_SIZES:?}")));
         }
         let door = match socket.bind().map_err(DeviceError::Socket)? {
             Bound::Listening(listener, file) => {
@@ -187,10 +187,12 @@ impl Core<'_> {
         stop: &StopHandle,
     ) -> Result<(), DeviceError> {
         let memory: MemorySpace = GuestMemoryAtomic::new(Memory::new());
+        let block_size = self.options.block_size;
         let shared = Arc::new(Shared {
             tap: tap.clone(),
             disk: Disk {
-                len: self.image.len() / SECTOR_SIZE * SECTOR_SIZE,
+                len: whole_blocks(self.image.as_ref(), block_size.into()),
+                block_size,
                 read_only: self.image.read_only(),
             },
             serial: serial(&self.options.serial),
@@ -209,6 +211,18 @@ impl Core<'_> {
         tap.disconnected();
         outcome
     }
+}
+
+/// The size of the image as it is now, in bytes: it may have grown since the last connection.
+fn whole_blocks(image: &dyn Image, block_size: u64) -> u64 {
+    let len = image.refresh_len().unwrap_or_else(|error| {
+        warn!(%error, "cannot find the image's size: taken to be what it was");
+        image.len()
+    });
+    if !len.is_multiple_of(block_size) {
+        warn!(bytes = len % block_size, "the image's last bytes are no whole block and not served");
+    }
+    len / block_size * block_size
 }
 
 /// The serial number as GET_ID delivers it: padded with zeros, not terminated if there is no room.

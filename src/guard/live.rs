@@ -130,6 +130,12 @@ impl Live {
         Live { devid, pages, base: Mutex::new(base), is_freeing: AtomicBool::new(false) }
     }
 
+    /// Whether this is for a disk of `len` bytes, as far as pages tell.
+    #[must_use]
+    pub fn is_for(&self, len: u64) -> bool {
+        self.pages.len() as u64 == len.div_ceil(PAGE)
+    }
+
     /// Whether any sector of `[offset, offset + len)` is in use. Takes no lock once the range has been looked at.
     pub fn is_hit(&self, offset: u64, len: u64, source: &dyn BlockSource) -> bool {
         pieces(offset, len).any(|(page, from, to)| self.page(page, source).is_some_and(|p| p.any(from, to)))

@@ -103,6 +103,13 @@ impl Guard {
         self.live.store(live);
     }
 
+    /// The disk may have another size than before; `committed` is still what is on it.
+    pub fn resize(&self, committed: &Snapshot) {
+        if self.live.load().as_ref().is_some_and(|live| !live.is_for(self.image.len())) {
+            self.begin(committed);
+        }
+    }
+
     /// There is no file system any more.
     pub fn end(&self) {
         self.live.store(None);

@@ -5,9 +5,10 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt as _, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tracing::warn;
@@ -50,13 +51,14 @@ pub struct RawImage {
     file: Arc<File>,
     direct: Option<Direct>,
     engine: EngineKind,
-    len: u64,
+    len: AtomicU64,
+    io_size: u32,
     read_only: bool,
     _lock: Option<ImageLock>,
 }
 
 impl RawImage {
-    /// Opens the image at `path`. The size is what it is now; a file that grows later is not followed.
+    /// Opens the image at `path`. The size is what it is now, until it is looked at anew.
     pub fn open(path: &Path, read_only: bool) -> io::Result<Self> {
         Self::open_with(path, RawOptions { read_only, ..RawOptions::default() })
     }
@@ -68,27 +70,31 @@ impl RawImage {
             io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
         };
         let access = if read_only { "cannot open (read-only)" } else { "cannot open for writing" };
-        let mut file =
+        let file =
             wait_while_busy(options.lock.unwrap_or_default(), "the device is busy", || open(path, read_only))
                 .map_err(|error| explain(error, access))?;
-        let kind = file.metadata().map_err(|error| explain(error, "cannot examine"))?.file_type();
+        let metadata = file.metadata().map_err(|error| explain(error, "cannot examine"))?;
+        let kind = metadata.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             let error =
                 io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device");
             return Err(explain(error, "cannot use"));
         }
-        // Unlike the file's metadata, this is the size of block devices as well.
-        let len = file.seek(SeekFrom::End(0)).map_err(|error| explain(error, "cannot find the size of"))?;
+        let len = size_of(&file).map_err(|error| explain(error, "cannot find the size of"))?;
         let direct = options.direct.then(|| open_direct(path, read_only)).transpose();
         let direct = direct.map_err(|error| explain(error, "cannot open for direct I/O"))?;
         if direct.is_some() && engine == EngineKind::Sync {
             let error = io::Error::new(io::ErrorKind::InvalidInput, "the plain engine has no direct I/O");
             return Err(explain(error, "cannot use"));
         }
+        let block = if kind.is_block_device() { physical_block(&file) } else { metadata.blksize() };
+        let io_size = direct.as_ref().map_or(block, |direct| block.max(direct.offset_align));
+        let io_size = u32::try_from(io_size).unwrap_or(0);
+        let io_size = if io_size.is_power_of_two() { io_size } else { SAFE_ALIGNMENT };
         let file = Arc::new(file);
         let lock = options.lock.map(|patience| lock(path, &file, read_only, patience)).transpose();
         let lock = lock.map_err(|error| explain(error, "cannot lock"))?.flatten();
-        Ok(Self { file, direct, engine, len, read_only, _lock: lock })
+        Ok(Self { file, direct, engine, len: AtomicU64::new(len), io_size, read_only, _lock: lock })
     }
 
     fn refuse_if_read_only(&self) -> io::Result<()> {
@@ -98,7 +104,17 @@ impl RawImage {
 
 impl Image for RawImage {
     fn len(&self) -> u64 {
-        self.len
+        self.len.load(Ordering::Acquire)
+    }
+
+    fn refresh_len(&self) -> io::Result<u64> {
+        let len = size_of(&self.file)?;
+        self.len.store(len, Ordering::Release);
+        Ok(len)
+    }
+
+    fn io_size(&self) -> u32 {
+        self.io_size
     }
 
     fn read_only(&self) -> bool {
@@ -113,7 +129,7 @@ impl Image for RawImage {
         self.refuse_if_read_only()?;
         // A file would grow instead of refusing.
         match offset.checked_add(buf.len() as u64) {
-            Some(end) if end <= self.len => self.file.write_all_at(buf, offset),
+            Some(end) if end <= self.len() => self.file.write_all_at(buf, offset),
             _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "write past the end of the image")),
         }
     }
@@ -162,6 +178,24 @@ fn lock(path: &Path, file: &Arc<File>, read_only: bool, patience: Duration) -> i
     }
 }
 
+/// What is aligned to this is aligned to the blocks of nearly every disk.
+const SAFE_ALIGNMENT: u32 = 4096;
+
+/// The size in bytes. Unlike the file's metadata, this is that of block devices as well.
+fn size_of(mut file: &File) -> io::Result<u64> {
+    file.seek(SeekFrom::End(0))
+}
+
+/// Bytes of a physical block of a block device.
+fn physical_block(device: &File) -> u64 {
+    /// `BLKPBSZGET` of linux/fs.h: `_IO(0x12, 123)`.
+    const GET_PHYSICAL_BLOCK_SIZE: libc::Ioctl = 0x127b;
+    let mut size: libc::c_uint = 0;
+    // SAFETY: the kernel writes an unsigned int to `size`.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), GET_PHYSICAL_BLOCK_SIZE, &raw mut size) } == 0;
+    if done { u64::from(size) } else { u64::from(SAFE_ALIGNMENT) }
+}
+
 /// A second descriptor of the image, past the page cache.
 fn open_direct(path: &Path, read_only: bool) -> io::Result<Direct> {
     let file = OpenOptions::new().read(true).write(!read_only).custom_flags(libc::O_DIRECT).open(path)?;
@@ -171,7 +205,6 @@ fn open_direct(path: &Path, read_only: bool) -> io::Result<Direct> {
 
 /// What direct I/O wants addresses in memory, and offsets and lengths, to be multiples of.
 fn alignment(file: &File) -> (u64, u64) {
-    const SAFE: u64 = 4096;
     // SAFETY: all zeros is a valid statx.
     let mut stat: libc::statx = unsafe { std::mem::zeroed() };
     // SAFETY: the descriptor is open, the path a terminated string, and `stat` is written to only.
@@ -181,7 +214,7 @@ fn alignment(file: &File) -> (u64, u64) {
     let known = result == 0 && stat.stx_mask & libc::STATX_DIOALIGN != 0;
     let or_safe = |align: u32| match u64::from(align) {
         align if known && align.is_power_of_two() => align,
-        _ => SAFE,
+        _ => u64::from(SAFE_ALIGNMENT),
     };
     (or_safe(stat.stx_dio_mem_align), or_safe(stat.stx_dio_offset_align))
 }

@@ -156,7 +156,10 @@ impl FileSystem {
         let known = snapshot.superblock.clone();
         self.shared.cache.clear();
         match self.read_super() {
-            Ok(bytes) if bytes == known => self.guard_log(),
+            Ok(bytes) if bytes == known => {
+                self.verifier.snapshot().into_iter().for_each(|snapshot| self.shared.guard.resize(snapshot));
+                self.guard_log();
+            }
             Ok(_) => {
                 self.notice("the image was changed while no frontend was connected");
                 self.detach();

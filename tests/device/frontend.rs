@@ -82,13 +82,32 @@ pub struct Frontend {
 
 impl Frontend {
     pub fn connect(path: &Path, features: u64) -> Self {
+        let mut frontend = Self::open(path);
+        frontend.handshake(features);
+        frontend.start_ring();
+        frontend
+    }
+
+    /// What a backend offers: feature bits, those of the protocol, and `size` bytes of the configuration space.
+    pub fn examine(path: &Path, size: u32) -> (u64, u64, Vec<u8>) {
+        let mut frontend = Self::open(path);
+        frontend.tell(3, &[], &[]);
+        let features = frontend.ask(1, &[]);
+        let protocol = frontend.ask(15, &[]);
+        // CONFIG and MQ.
+        frontend.tell(16, &u64::to_le_bytes(1 << 9 | 1), &[]);
+        frontend.tell(2, &(F_VERSION_1 | F_PROTOCOL).to_le_bytes(), &[]);
+        (features, protocol, frontend.config(0, size))
+    }
+
+    fn open(path: &Path) -> Self {
         let files: Vec<File> = (0..2).map(|_| memfd(REGION)).collect();
         let ranges = files.iter().enumerate().map(|(i, file)| {
             let file = FileOffset::new(file.try_clone().unwrap(), 0);
             (GuestAddress(i as u64 * REGION), REGION as usize, Some(file))
         });
         let memory = GuestMemoryMmap::from_ranges_with_files(ranges).unwrap();
-        let mut frontend = Self {
+        let frontend = Self {
             socket: UnixStream::connect(path).unwrap(),
             memory,
             files,
@@ -98,8 +117,6 @@ impl Frontend {
             used: 0,
         };
         frontend.socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        frontend.handshake(features);
-        frontend.start_ring();
         frontend
     }
 

@@ -7,6 +7,7 @@ mod frontend;
 mod harness;
 mod hostile;
 mod integrity;
+mod layout;
 mod lifecycle;
 mod rings;
 mod unruly;
