@@ -156,7 +156,12 @@ pub fn use_super_block(bytes: &[u8]) {
     black_box((sb.num_devices(), sb.compat_flags(), sb.dev_item(), sb.label(), sb.verify_csum()));
     assert!(sb.sectorsize() <= sb.nodesize() && sb.nodesize() <= 65536);
     black_box(incompat::names(sb.incompat_flags()).count() + compat_ro::names(sb.compat_ro_flags()).count());
-    assert!(sb.same_but_log_root(&sb));
+    assert!(sb.same_but_log_root(&sb) && sb.is_as_foretold(&sb));
+    let foretold = sb.foretold((12345, 3));
+    let foretold = SuperBlock::parse(&foretold).unwrap();
+    assert_eq!((foretold.root(), foretold.generation()), ((12345, 3), sb.generation().saturating_add(1)));
+    assert!(!sb.is_as_foretold(&foretold) || sb.generation() == u64::MAX);
+    assert_eq!((foretold.chunk_root(), foretold.bytes_used()), (sb.chunk_root(), sb.bytes_used()));
     for (logical, chunk) in sb.sys_chunks().flatten() {
         use_chunk(logical, &chunk);
     }
