@@ -228,6 +228,12 @@ pub struct Serve {
     #[arg(long, value_name = "N", default_value_t = crate::device::limits::DEFAULT_POLL.as_micros() as u64,
           value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub poll_us: u64,
+    /// Let the guest make so many requests a second, on all queues together; flushes don't count
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub iops: Option<u64>,
+    /// Let the guest read and write so many bytes a second, on all queues together
+    #[arg(long, value_name = "BYTES", value_parser = parse_rate)]
+    pub bps: Option<usize>,
     /// Bytes of a logical block, 512 or 4096: what the guest reads and writes is whole blocks
     #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = parse_block_size)]
     pub block_size: u32,
@@ -255,6 +261,13 @@ fn parse_block_size(text: &str) -> Result<u32, String> {
     let sizes = crate::device::limits::BLOCK_SIZES;
     let size = text.parse().ok().filter(|size| sizes.contains(size));
     size.ok_or_else(|| format!("a block has {} or {} bytes", sizes[0], sizes[1]))
+}
+
+fn parse_rate(text: &str) -> Result<usize, String> {
+    match parse_size(text)? {
+        0 => Err("nothing could ever be read or written".to_owned()),
+        rate => Ok(rate),
+    }
 }
 
 /// Reads a size in bytes, with an optional K, M or G (powers of 1024).

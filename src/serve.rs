@@ -13,7 +13,7 @@ use shadow::Rules;
 use crate::capture::{Capture, CaptureShared, Message};
 use crate::cli::{Serve, Switch};
 use crate::control::{ControlServer, ControlSocket};
-use crate::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle};
+use crate::device::{DeviceOptions, Limits, Server, SessionEnd, Socket, StopHandle};
 use crate::events::{Json, Lines, Outlet, Patience, Sinks, Text};
 use crate::fault::FaultPlan;
 use crate::image::{Image, LOCK_PATIENCE, RawImage, RawOptions};
@@ -47,6 +47,7 @@ pub fn run(options: &Serve) -> Result<Summary> {
         num_queues: options.num_queues,
         poll: Duration::from_micros(options.poll_us),
         inflight: inflight(options),
+        limits: Limits { iops: options.iops, bps: options.bps.map(|bps| bps as u64) },
         block_size: options.block_size,
         serial: options.serial.clone(),
     };

@@ -53,9 +53,10 @@ impl Backend {
     /// Descriptors that worker `queue` wants events for, and the event ids, which the library wants above the number
     /// of queues.
     pub(super) fn listeners(&self, queue: usize) -> Vec<(RawFd, u64)> {
-        let (answers, engine) = lock(&self.workers[queue]).notifiers();
+        let worker = lock(&self.workers[queue]);
+        let (answers, engine) = worker.notifiers();
         let first = self.workers.len() as u64 + 1;
-        std::iter::once(answers).chain(engine).zip(first..).collect()
+        std::iter::once(answers).chain(engine).chain(worker.alarm()).zip(first..).collect()
     }
 
     /// From now on no request is taken.

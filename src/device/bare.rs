@@ -77,6 +77,7 @@ impl BareQueue {
             memory: memory.clone(),
             record: record.clone(),
             flush_failed: Arc::default(),
+            throttle: None,
             closing: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             write_through: AtomicBool::new(disk.write_through),

@@ -52,6 +52,9 @@ pub const BATCH: usize = 16;
 /// default. How long it really is depends on whether it is worth it.
 pub const DEFAULT_POLL: Duration = Duration::from_micros(32);
 
+/// What `--iops` and `--bps` leave unused for so long may be used in a burst.
+pub const THROTTLE_BURST: Duration = Duration::from_millis(100);
+
 /// Log lines about one queue of one connection, for the guest's doings and for failures of ours each. Further ones are
 /// dropped: a guest must not be able to fill the log.
 pub const MAX_COMPLAINTS: u32 = 20;

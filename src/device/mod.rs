@@ -27,11 +27,13 @@ mod server;
 mod session;
 mod socket;
 mod stop;
+mod throttle;
 mod worker;
 
 pub use server::{DeviceError, DeviceOptions, Server, SessionEnd};
 pub use socket::{Socket, SocketFile, listen};
 pub use stop::StopHandle;
+pub use throttle::Limits;
 
 use vhost_user_backend::VringMutex;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};

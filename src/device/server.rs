@@ -19,6 +19,7 @@ use super::limits::{BLOCK_SIZES, DEFAULT_POLL, DEFAULT_QUEUES, MAX_QUEUES, SERIA
 use super::session;
 use super::socket::{Bound, Socket, SocketFile, into_vhost_listener};
 use super::stop::StopHandle;
+use super::throttle::{Limits, Throttle};
 use super::worker::Shared;
 use super::{Memory, MemorySpace};
 use crate::image::Image;
@@ -34,6 +35,8 @@ pub struct DeviceOptions {
     /// Where the requests in flight are recorded, for the process that comes after this one; without it none of them
     /// survives the process.
     pub inflight: Option<PathBuf>,
+    /// How much may be asked for a second, on all queues together.
+    pub limits: Limits,
     /// Bytes of a logical block, one of [`BLOCK_SIZES`].
     pub block_size: u32,
     /// Serial number; what exceeds [`SERIAL_SIZE`] bytes is cut off.
@@ -46,6 +49,7 @@ impl Default for DeviceOptions {
             num_queues: DEFAULT_QUEUES,
             poll: DEFAULT_POLL,
             inflight: None,
+            limits: Limits::default(),
             block_size: BLOCK_SIZES[0],
             serial: "btrfs-shadow".to_owned(),
         }
@@ -100,9 +104,16 @@ pub struct Server {
     image: Arc<dyn Image>,
     tap: Arc<dyn Tap>,
     options: DeviceOptions,
+    lasting: Lasting,
+}
+
+/// What one session leaves to the next.
+struct Lasting {
     record: Arc<Record>,
     /// A flush has failed: see the worker's.
     flush_failed: Arc<AtomicBool>,
+    /// A guest must not get more by connecting anew.
+    throttle: Option<Arc<Throttle>>,
 }
 
 /// Where frontends come in.
@@ -136,7 +147,9 @@ impl Server {
         };
         // After the socket: who listens there has the record next to it.
         let record = Record::open(options.inflight.as_deref()).map_err(DeviceError::Record)?;
-        Ok(Self { door, image, tap, options, record, flush_failed: Arc::default() })
+        let throttle = Throttle::new(options.limits).map(Arc::new);
+        let lasting = Lasting { record, flush_failed: Arc::default(), throttle };
+        Ok(Self { door, image, tap, options, lasting })
     }
 
     /// Serves one connection, from accept to disconnect.
@@ -144,12 +157,7 @@ impl Server {
     /// The tap is told when the connection begins, and that it has ended when every request, held writes included,
     /// is finished; until the tap has answered a held write this doesn't return.
     pub fn serve_one(&mut self, stop: &StopHandle) -> Result<SessionEnd, DeviceError> {
-        let core = Core {
-            image: &self.image,
-            options: &self.options,
-            record: &self.record,
-            flush_failed: &self.flush_failed,
-        };
+        let core = Core { image: &self.image, options: &self.options, lasting: &self.lasting };
         let tap = &self.tap;
         match &mut self.door {
             Door::Listening { listener, .. } => {
@@ -175,8 +183,7 @@ impl Server {
 struct Core<'a> {
     image: &'a Arc<dyn Image>,
     options: &'a DeviceOptions,
-    record: &'a Arc<Record>,
-    flush_failed: &'a Arc<AtomicBool>,
+    lasting: &'a Lasting,
 }
 
 impl Core<'_> {
@@ -197,10 +204,11 @@ impl Core<'_> {
             },
             serial: serial(&self.options.serial),
             memory: memory.clone(),
-            record: self.record.clone(),
+            record: self.lasting.record.clone(),
             closing: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
-            flush_failed: Arc::clone(self.flush_failed),
+            flush_failed: Arc::clone(&self.lasting.flush_failed),
+            throttle: self.lasting.throttle.clone(),
             write_through: AtomicBool::new(false),
             poll: self.options.poll,
         });

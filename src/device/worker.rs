@@ -26,6 +26,7 @@ use super::inflight::{QueueRecord, Record};
 use super::limits::{BATCH, MAX_COMPLAINTS, MAX_COPIED, MAX_COPY};
 use super::poll::Poll;
 use super::stop::wait_readable;
+use super::throttle::{Alarm, Throttle};
 use super::{Memory, MemorySpace, Vring};
 use crate::engine::{Buffer, Completion, Engine, SharedSlices};
 use crate::tap::{CopyFate, Draining, Erase, Tap, WritePlan};
@@ -45,6 +46,8 @@ pub(super) struct Shared {
     pub(super) closing: AtomicBool,
     /// The frontend is gone: its rings aren't touched any more, because it may already have handed them on.
     pub(super) abandoned: AtomicBool,
+    /// Limits of what is taken a second, if there are any.
+    pub(super) throttle: Option<Arc<Throttle>>,
     /// A flush has failed since the program was started.
     pub(super) flush_failed: Arc<AtomicBool>,
     /// The guest has no flush: a write is durable before it is answered.
@@ -59,6 +62,8 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     engine: Box<dyn Engine>,
     answers: Arc<Answers>,
+    /// Goes off when the throttle lets the queue go on.
+    alarm: Option<Alarm>,
     /// Known once the ring has been used.
     vring: Option<Vring>,
     /// What is in flight, for whoever comes after this session.
@@ -85,11 +90,13 @@ impl Worker {
         record: QueueRecord,
     ) -> io::Result<Self> {
         let poll = shared.poll;
+        let alarm = shared.throttle.as_ref().map(|_| Alarm::new()).transpose()?;
         Ok(Self {
             queue,
             shared,
             engine,
             answers: Answers::new()?,
+            alarm,
             vring: None,
             record,
             resumed: false,
@@ -108,10 +115,18 @@ impl Worker {
         (self.answers.notifier(), self.engine.notifier().map(|fd| fd.as_raw_fd()))
     }
 
+    /// Readable when the throttle lets the queue go on.
+    pub(super) fn alarm(&self) -> Option<RawFd> {
+        self.alarm.as_ref().map(Alarm::notifier)
+    }
+
     /// Does everything there is to do, and what comes while it still looks.
     pub(super) fn run(&mut self, vring: &Vring) {
         self.vring.get_or_insert_with(|| vring.clone());
         self.poll.awake();
+        if let Some(alarm) = &mut self.alarm {
+            alarm.reset();
+        }
         self.resume(vring);
         self.serve(vring);
         self.signal();
@@ -205,8 +220,29 @@ impl Worker {
     }
 
     /// Whether no request may be taken now.
-    fn must_wait(&self, vring: &Vring) -> bool {
-        self.shared.closing.load(Ordering::Acquire) || self.is_full(vring)
+    fn must_wait(&mut self, vring: &Vring) -> bool {
+        self.shared.closing.load(Ordering::Acquire) || self.is_full(vring) || self.is_throttled()
+    }
+
+    /// Whether the guest has asked for as much as it may. The queue is woken when it may ask again.
+    fn is_throttled(&mut self) -> bool {
+        let (Some(throttle), Some(alarm)) = (&self.shared.throttle, &mut self.alarm) else { return false };
+        let wait = throttle.wait();
+        if wait.is_zero() {
+            return false;
+        }
+        alarm.set(wait);
+        true
+    }
+
+    /// A request was taken: what it costs.
+    fn pay(&self, request: &Request) {
+        let Some(throttle) = &self.shared.throttle else { return };
+        match request {
+            Request::Read { data, .. } | Request::Write { data, .. } => throttle.put(data.len() as u64),
+            Request::Erase { .. } => throttle.put(0),
+            Request::Flush | Request::GetId { .. } => {}
+        }
     }
 
     /// Whether the guest has to wait: for its own sake the ring can't have more requests in flight than it has
@@ -218,7 +254,7 @@ impl Worker {
 
     fn take_batch(&mut self, vring: &Vring) -> usize {
         for taken in 0..BATCH {
-            if self.copied_bytes >= MAX_COPIED {
+            if self.copied_bytes >= MAX_COPIED || self.is_throttled() {
                 return taken;
             }
             let memory = self.shared.memory.memory().into_inner();
@@ -258,6 +294,7 @@ impl Worker {
                 self.answer(pending, refusal.status(), 0);
             }
             Ok(request) => {
+                self.pay(&request);
                 let token = self.pending.insert(pending);
                 if self.guarded(|worker| worker.carry_out(token, request)).is_none() {
                     self.finish(token, IOERR, 0);

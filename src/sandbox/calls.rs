@@ -93,6 +93,8 @@ pub(super) const CALLS: &[Call] = &[
     any(libc::SYS_io_uring_register),
     // Waiting.
     any(libc::SYS_eventfd2),
+    any(libc::SYS_timerfd_create),
+    any(libc::SYS_timerfd_settime),
     any(libc::SYS_epoll_create1),
     any(libc::SYS_epoll_ctl),
     #[cfg(target_arch = "x86_64")]

@@ -10,4 +10,5 @@ mod integrity;
 mod layout;
 mod lifecycle;
 mod rings;
+mod throttle;
 mod unruly;

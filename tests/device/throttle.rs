@@ -1,0 +1,104 @@
+//! Limits of requests and bytes a second: kept, for all queues together, and in nobody's way.
+
+use std::time::{Duration, Instant};
+
+use btrfs_shadow::device::{DeviceOptions, Limits};
+
+use crate::client::Client;
+use crate::frontend::{F_EVENT_IDX, F_FLUSH, FREE, Frontend, S_OK, T_FLUSH, T_IN, WRITE, chain, desc};
+use crate::harness::{Device, Setup};
+
+/// What is left unused may be used so much later.
+const BURST: Duration = btrfs_shadow::device::limits::THROTTLE_BURST;
+
+fn limited(iops: Option<u64>, bps: Option<u64>) -> Device {
+    let options = DeviceOptions { num_queues: 2, limits: Limits { iops, bps }, ..DeviceOptions::default() };
+    Setup { options, ..Setup::default() }.start()
+}
+
+/// Makes `count` reads of `len` bytes on each queue, all at once; how long that takes.
+fn read_many(device: &Device, count: usize, len: usize) -> Duration {
+    let mut client = Client::connect(&device.socket, 2, 4 << 20);
+    let begun = Instant::now();
+    for queue in &mut client.queues {
+        (0..count).for_each(|n| queue.submit_read((n * len) as u64, n * len, len, n));
+        queue.kick();
+    }
+    for queue in &mut client.queues {
+        assert!(queue.wait(count).iter().all(|(_, result)| *result == 0));
+    }
+    begun.elapsed()
+}
+
+#[test]
+fn requests_a_second_are_limited_for_all_queues_together() {
+    let device = limited(Some(100), None);
+    // Two queues may take one more than is allowed, each.
+    let took = read_many(&device, 30, 512);
+    assert!(
+        took >= Duration::from_millis(10) * (60 - 3) - BURST,
+        "60 requests at 100 a second took {took:?}"
+    );
+    // And a guest that connects anew has to wait for what the one before it has had.
+    let took = read_many(&device, 20, 512);
+    assert!(took >= Duration::from_millis(10) * (40 - 3) - 2 * BURST, "40 more took {took:?}");
+}
+
+#[test]
+fn bytes_a_second_are_limited() {
+    let device = limited(None, Some(4 << 20));
+    let took = read_many(&device, 16, 64 << 10);
+    // 2 MiB; the last request of each queue is not waited for.
+    let paid = Duration::from_secs(1) * (32 - 3) / 64;
+    assert!(took >= paid - BURST, "2 MiB at 4 MiB a second took {took:?}");
+}
+
+/// A ring that waits for the throttle can be stopped at once, and goes on where it was.
+#[test]
+fn a_throttled_ring_can_be_stopped_and_started_again() {
+    for features in [F_FLUSH, F_FLUSH | F_EVENT_IDX] {
+        // One request, and then none for longer than this test may take.
+        let mut device = limited(Some(1), Some(1));
+        let mut frontend = Frontend::connect(&device.socket, features);
+        let data = FREE + 0x1000;
+        assert_eq!(
+            frontend.proper(T_IN, 0, Some((data, 4096))),
+            S_OK,
+            "the first is taken whatever it costs"
+        );
+        frontend.put_header(FREE, T_IN, 0);
+        let read = chain(0, &[desc(FREE, 16, 0), desc(data, 512, WRITE), desc(FREE + 16, 1, WRITE)]);
+        frontend.put_chain(&read);
+        frontend.offer(0);
+        frontend.kick();
+        assert!(frontend.used_within(Duration::from_millis(100)).is_none(), "not taken");
+        let base = frontend.stop_ring();
+        assert_eq!(base, 1, "one request was taken");
+        assert!(frontend.used_within(Duration::from_millis(20)).is_none());
+        // The request that was not taken is the next.
+        frontend.avail = base;
+        frontend.start_ring();
+        frontend.kick();
+        assert!(frontend.used_within(Duration::from_millis(20)).is_none(), "it has to wait still");
+        drop(frontend);
+        device.finish();
+    }
+}
+
+#[test]
+fn what_was_held_back_is_carried_out_without_another_kick() {
+    for features in [F_FLUSH, F_FLUSH | F_EVENT_IDX] {
+        let device = limited(Some(5), None);
+        let mut frontend = Frontend::connect(&device.socket, features);
+        let data = FREE + 0x1000;
+        let begun = Instant::now();
+        for _ in 0..4 {
+            assert_eq!(frontend.proper(T_IN, 0, Some((data, 512))), S_OK);
+        }
+        assert!(begun.elapsed() >= Duration::from_millis(600) - BURST);
+        // Flushes cost nothing, but wait their turn.
+        for _ in 0..20 {
+            assert_eq!(frontend.proper(T_FLUSH, 0, None), S_OK);
+        }
+    }
+}
