@@ -97,7 +97,8 @@ fn everything(history: &History, options: &[&str]) {
 fn everything_works_inside() {
     let history = history();
     assert!(history.steps.len() > 1);
-    let audit = ["--audit", "background", "--verify-data", "--on-violation", "reject"];
+    // A limit that is reached: timers are set.
+    let audit = ["--audit", "background", "--verify-data", "--on-violation", "reject", "--iops", "500"];
     let before = ["--audit", "before", "--verify-data", "--on-violation", "pause"];
     for engine in [&["--io-engine", "io-uring"][..], &["--io-engine", "sync"], &["--direct-io"]] {
         everything(&history, &[engine, &audit].concat());
