@@ -154,7 +154,13 @@ fn lost_tree_block_is_reported_at_its_commit() {
 /// The refused commit never was: the guest is read-only, the image is the last good commit with all its files.
 #[test]
 fn a_refused_commit_leaves_the_last_good_one() {
-    common::reject(&["extent-refs", "lose-block", "root-address", "log-lost"]);
+    common::script("reject", &["extent-refs", "lose-block", "root-address", "log-lost"]);
+}
+
+/// The backend is killed and started again under a guest, which doesn't notice.
+#[test]
+fn the_backend_is_killed_under_a_guest() {
+    common::script("kill-backend", &["--kills", "0", "--guest-kills", "5"]);
 }
 
 /// A commit is paused in a guest at work, and QEMU stops the virtual machine; decided on, both go on.

@@ -286,12 +286,12 @@ impl Events {
     }
 }
 
-/// Runs `vm-scripts/reject` on the built program, with these faults; it must end well.
-pub fn reject(faults: &[&str]) {
+/// Runs one of `vm-scripts` that have guests of their own on the built program; it must end well.
+pub fn script(name: &str, arguments: &[&str]) {
     let _alone = guest_lock();
-    let mut command = Command::new(in_repository("vm-scripts/reject"));
-    let output = command.args(["--binary", env!("CARGO_BIN_EXE_btrfs-shadow")]).args(faults).output();
-    let output = output.expect("vm-scripts/reject");
+    let mut command = Command::new(in_repository("vm-scripts").join(name));
+    let output = command.args(["--binary", env!("CARGO_BIN_EXE_btrfs-shadow")]).args(arguments).output();
+    let output = output.unwrap_or_else(|error| panic!("vm-scripts/{name}: {error}"));
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
 }

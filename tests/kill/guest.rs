@@ -139,6 +139,25 @@ impl Guest {
         self.lose_connection();
     }
 
+    /// Writes and waits for it, with nothing else in flight; the status.
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> u8 {
+        self.submit((0, 0), OUT, (offset, bytes.len()), bytes, false);
+        let answers = self.wait_for_answers();
+        assert_eq!((answers.len(), answers[0].0, answers[0].1), (1, 0, 0));
+        answers[0].2
+    }
+
+    /// Waits for one answer at least: an interrupt may be for nothing.
+    pub fn wait_for_answers(&mut self) -> Vec<Answer> {
+        loop {
+            self.wait();
+            let answers = self.answers();
+            if !answers.is_empty() {
+                return answers;
+            }
+        }
+    }
+
     /// Flushes, on every queue, and nothing else.
     pub fn flush(&mut self) {
         for queue in 0..QUEUES {

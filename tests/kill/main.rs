@@ -260,3 +260,53 @@ fn a_file_that_is_no_record_is_left_alone() {
     assert!(service.stderr().contains("socket.inflight"), "{}", service.stderr());
     assert_eq!(std::fs::read(service.record()).unwrap(), b"somebody's diary");
 }
+
+/// Generation of the primary super block in the image.
+fn generation(image: &File) -> u64 {
+    let mut superblock = vec![0; replay::history::SUPER_SIZE];
+    image.read_exact_at(&mut superblock, replay::history::SUPERS[0]).unwrap();
+    replay::history::generation(&superblock)
+}
+
+/// A commit that is paused is so in the next process, too; one that was refused is never accepted because another process
+/// is asked.
+#[test]
+fn what_was_not_accepted_is_not_by_another_process() {
+    let scene = Scene::new(1);
+    let image = File::open(scene.image()).unwrap();
+    let (mut service, mut guest) = (Service::new(scene.image()), Guest::new());
+    service.start(&["--plant-fault", "extent-refs", "--on-violation", "pause"]);
+    guest.connect(&service.socket());
+    let first = Writes::from(&scene.history.steps[0]);
+    let good = scene.history.steps[0].from;
+    for change in &first.blocks {
+        assert_eq!(guest.write(change.offset, &change.bytes), 0);
+    }
+    guest.flush();
+    let superblock = &first.supers[0];
+    let at = (superblock.offset, superblock.bytes.len());
+    guest.submit((1, 0), guest::OUT, at, &superblock.bytes, false);
+    service.wait_for_pause();
+    for _ in 0..2 {
+        service.freeze();
+        assert_eq!(service.recorded(), 1);
+        service.kill();
+        guest.lose_connection();
+        service.start(&["--on-violation", "pause"]);
+        guest.connect(&service.socket());
+        service.wait_for_pause();
+        assert_eq!(generation(&image), good);
+    }
+    assert!(service.ctl(&["reject"]).status.success());
+    assert_eq!(guest.wait_for_answers(), [(1, 0, 1)], "an I/O error");
+    service.kill();
+    guest.lose_connection();
+    service.start(&["--on-violation", "reject"]);
+    guest.connect(&service.socket());
+    assert_eq!(guest.write(superblock.offset, &superblock.bytes), 1, "it is as wrong as before");
+    assert_eq!(generation(&image), good);
+    guest.disconnect();
+    assert_eq!(service.terminate(), 1);
+    let check = Command::new("btrfs").arg("check").arg(scene.image()).output().expect("btrfs check");
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+}

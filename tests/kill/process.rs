@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -44,6 +44,7 @@ impl Service {
         let mut command = Command::new(env!("CARGO_BIN_EXE_btrfs-shadow"));
         command.args(["serve", "--quiet", "--blk-file"]).arg(&self.image).args(options);
         command.arg("--socket-path").arg(self.socket());
+        command.arg("--control").arg(self.path("control"));
         command.arg("--events").arg(self.path(&format!("events{}", self.processes)));
         let stderr = File::create(self.path(&format!("stderr{}", self.processes))).unwrap();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
@@ -73,6 +74,25 @@ impl Service {
 
     pub fn thaw(&self) {
         self.signal(libc::SIGCONT);
+    }
+
+    /// `btrfs-shadow ctl`.
+    pub fn ctl(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_btrfs-shadow"));
+        command.arg("ctl").arg(self.path("control")).args(args).output().expect("btrfs-shadow ctl")
+    }
+
+    /// Waits until a commit is paused.
+    pub fn wait_for_pause(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status: Option<Value> = serde_json::from_slice(&self.ctl(&["status", "--json"]).stdout).ok();
+            if status.as_ref().is_some_and(|status| !status["paused"].is_null()) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "nothing is paused: {status:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// SIGKILL.

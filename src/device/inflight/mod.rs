@@ -61,7 +61,7 @@ impl Record {
         QueueRecord::new(self.clone(), number)
     }
 
-    /// The guest has turned its write cache on or off, which the next process has no other way to know.
+    /// The guest has turned its write cache on or off, on all queues, which the next process has no other way to know.
     pub(super) fn set_write_through(&self, on: bool) {
         (0..MAX_QUEUES).for_each(|number| queue::set_write_through(self.part(number), on));
     }

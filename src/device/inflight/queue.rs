@@ -162,6 +162,11 @@ impl QueueRecord {
         store(self.word(USED), u64::from(used.wrapping_add(1)));
     }
 
+    /// Whether the guest has turned its write cache off.
+    pub(in super::super) fn set_write_through(&self, on: bool) {
+        set_write_through(self.part(), on);
+    }
+
     fn part(&self) -> &[AtomicU64] {
         self.record.part(self.number)
     }

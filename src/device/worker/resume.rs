@@ -1,7 +1,7 @@
 //! Where a ring starts: it is gone on with where an earlier session or process has left it.
 //!
 //! Nobody kicks for what was offered while there was nobody to be kicked, and nobody interrupts for answers whose
-//! interrupt was lost: a ring that starts is looked at, which the library sees to, and the guest is told once.
+//! interrupt was lost: a ring that starts is looked at, which the library sees to, and its guest is interrupted once.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
@@ -38,25 +38,31 @@ impl Worker {
             Ok(ring) => self.resume_ring(vring, &ring, &memory),
             Err(error) => self.complain(format_args!("ring is not accessible: {error}")),
         }
-        if let Err(error) = vring.signal_used_queue() {
-            self.complain(format_args!("cannot notify the guest: {error}"));
-        }
     }
 
     fn resume_ring(&mut self, vring: &Vring, ring: &Ring, memory: &Arc<Memory>) {
         let disk = self.shared.disk;
         let parse = |head| -> Parsed { chain::parse(Walk::new(memory, &ring.place, head), memory, disk) };
         let mut heads = Vec::new();
-        let shared = self.shared.clone();
-        match self.record.take_up(ring, &mut heads, |head| parse(head).fingerprint) {
-            TakenUp::Same { write_through } => shared.write_through.store(write_through, Ordering::Release),
+        let is_known = match self.record.take_up(ring, &mut heads, |head| parse(head).fingerprint) {
+            TakenUp::Same { write_through } => {
+                self.shared.write_through.store(write_through, Ordering::Release);
+                true
+            }
             TakenUp::New { forgotten } => {
-                shared.record.set_write_through(shared.write_through.load(Ordering::Acquire));
+                self.record.set_write_through(self.shared.write_through.load(Ordering::Acquire));
                 if forgotten > 0 {
                     let queue = self.queue;
                     warn!(queue, forgotten, "the requests on record are not of this ring; forgotten");
                 }
+                false
             }
+        };
+        // The interrupt for the last answers may have been lost. A guest that has just set up its ring expects none.
+        if (is_known || ring.used_index != 0)
+            && let Err(error) = vring.signal_used_queue()
+        {
+            self.complain(format_args!("cannot notify the guest: {error}"));
         }
         if heads.is_empty() {
             return;
