@@ -1,6 +1,5 @@
 //! The list of rules, and their switches, from outside.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -41,74 +40,6 @@ fn every_rule_has_one_line() {
             assert!(!value.is_empty() && line.contains(value), "{line} {rule}");
         }
     }
-}
-
-/// Rules without a fault that is planted in real commits: why, and the test that covers each.
-const NOT_PLANTED: &[(&str, &str, &str, &str)] = &[
-    (
-        "ref/unknown-root",
-        "an assertion of ref-verify's: every action by a root makes the root's entry first",
-        "shadow/tests/machine/actions.rs",
-        "unknown_root_is_an_assertion",
-    ),
-    (
-        "space/block-group-overlap",
-        "an extent over the edge of its block group is space/extent-outside-block-group, a commit before the group goes",
-        "shadow/tests/machine/actions.rs",
-        "free_range_with_overlaps",
-    ),
-    (
-        "tree/raid-stripe",
-        "no kernel makes such a tree without an experimental build, and the file system is not covered",
-        "shadow/tests/commits/leaves.rs",
-        "single_items",
-    ),
-];
-
-/// Codes of which faults are planted in recorded commits, and must be found there.
-fn planted_codes() -> BTreeSet<&'static str> {
-    let kinds = corrupt::all();
-    let mut codes: BTreeSet<&str> = kinds.iter().filter_map(|kind| kind.expected.first().copied()).collect();
-    codes.extend(corrupt::sets::KINDS.iter().filter_map(|kind| kind.expected.first().copied()));
-    codes.extend(replay::writes::KINDS.iter().filter_map(|kind| kind.expected.first().copied()));
-    codes.extend(replay::past::KINDS.iter().map(|kind| kind.expected));
-    codes
-}
-
-/// Every rule has a fault that is planted and found, a fault of writes or data in tests/writes.rs or tests/data.rs, or a
-/// reason why not and a
-/// test of another kind.
-#[test]
-fn no_rule_is_without_a_fault() {
-    let file = |path: &str| {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-    };
-    let planted = planted_codes();
-    let of_writes = file("tests/writes.rs") + &file("tests/data.rs");
-    let has_fault = |code: &str| planted.contains(code) || of_writes.contains(&format!("\"{code}\""));
-    let codes: Vec<&str> = shadow::Code::ALL.iter().map(|code| code.name()).collect();
-    for (code, reason, path, test) in NOT_PLANTED {
-        assert!(codes.contains(code), "{code} is no rule");
-        assert!(!has_fault(code), "{code} has a fault, and is excused from one: {reason}");
-        assert!(
-            file(path).contains(&format!("fn {test}()")),
-            "{path} has no test {test}, which covers {code}"
-        );
-    }
-    let is_excused = |code: &str| NOT_PLANTED.iter().any(|(excused, ..)| *excused == code);
-    let without: Vec<_> = codes.iter().filter(|code| !has_fault(code) && !is_excused(code)).collect();
-    assert!(without.is_empty(), "rules without a fault: {without:?}");
-    // What the kinds expect are rules, or families of rules.
-    let stray: Vec<_> = planted
-        .iter()
-        .filter(|code| {
-            !codes.iter().any(|rule| rule == *code || (code.ends_with('/') && rule.starts_with(*code)))
-        })
-        .collect();
-    assert!(stray.is_empty(), "no rules: {stray:?}");
-    let warnings = shadow::Code::ALL.iter().filter(|code| code.severity() == shadow::Severity::Warning);
-    assert_eq!(warnings.map(|code| code.name()).collect::<Vec<_>>(), replay::trial::WARNINGS);
 }
 
 #[test]

@@ -114,6 +114,11 @@ impl Node {
         Some(Node { header: read(bytes)?, ptrs: node.ptrs().collect(), nodesize: bytes.len() })
     }
 
+    /// Generation of the block.
+    pub fn generation(&self) -> u64 {
+        self.header.generation.get()
+    }
+
     /// Puts the node together.
     pub fn build(&self) -> Option<Vec<u8>> {
         let mut bytes = vec![0; self.nodesize];

@@ -15,6 +15,9 @@ use crate::{Planted, checksum_type};
 
 const SECTOR: u64 = 4096;
 
+/// What the kernel keeps free around each super block.
+const SUPER_STRIPE: u64 = 64 << 10;
+
 /// Longer than any block group of the tests.
 const LONG: u64 = 1 << 32;
 
@@ -182,32 +185,59 @@ fn over_the_end(set: &mut Set<'_>, rng: &mut Rng) -> Option<String> {
     set.resize(&found, LONG)
 }
 
-/// An extent before a copy of the super block, which it now reaches.
+/// An extent moved to a copy of the super block.
 fn on_super_block(set: &mut Set<'_>, rng: &mut Rng) -> Option<String> {
-    let (found, len) = set.data(rng).into_iter().find_map(|found| {
-        let chunk = set.around.map.chunk_at(found.bytenr)?;
-        let start = chunk.stripes.first()?.offset + (found.bytenr - chunk.logical);
-        let end = start + (chunk.end() - found.bytenr);
-        let copy = superblock::OFFSETS.into_iter().find(|copy| start < *copy && copy + SECTOR <= end)?;
-        Some((found, copy + SECTOR - start))
-    })?;
-    set.resize(&found, len)
+    let found = set.data(rng).into_iter().find(|found| found.len <= SUPER_STRIPE)?;
+    let (leaf, to) = set.super_copies().into_iter().find_map(|to| Some((set.leaf_around(to)?, to)))?;
+    set.move_to(&found, leaf, to)
 }
 
 /// An extent moved to free space between two tree blocks.
 fn among_metadata(set: &mut Set<'_>, rng: &mut Rng) -> Option<String> {
     let (found, (leaf, to)) =
         set.data(rng).into_iter().find_map(|found| Some((found, set.gap(found.len)?)))?;
-    let record = set.leaves.get_mut(&found.record.0)?.items.remove(found.record.1);
-    let key = Key { objectid: to, ..record.key };
-    set.leaves.get_mut(&leaf)?.items.push(Item { key, ..record });
-    edit::change::<layout::FileExtent>(&mut set.item(found.reference)?.data, |extent| {
-        extent.disk_bytenr = to.into();
-    })?;
-    Some(format!("extent {}: moved to {to}, among tree blocks, and its file extent with it", found.bytenr))
+    set.move_to(&found, leaf, to)
 }
 
 impl Set<'_> {
+    /// Gives an extent another address, in both places; its record goes to `leaf`.
+    fn move_to(&mut self, found: &Found, leaf: u64, to: u64) -> Option<String> {
+        // First, as the record need not be in another leaf.
+        edit::change::<layout::FileExtent>(&mut self.item(found.reference)?.data, |extent| {
+            extent.disk_bytenr = to.into();
+        })?;
+        let record = self.leaves.get_mut(&found.record.0)?.items.remove(found.record.1);
+        let key = Key { objectid: to, ..record.key };
+        self.leaves.get_mut(&leaf)?.items.push(Item { key, ..record });
+        Some(format!("extent {}: moved to {to}, and its file extent with it", found.bytenr))
+    }
+
+    /// Logical addresses that lie over copies of the super block. Nothing is ever allocated there.
+    fn super_copies(&self) -> Vec<u64> {
+        let of_chunk = |chunk: &parser::Chunk| {
+            let len = chunk.stripe_size().unwrap_or(0);
+            let copies = superblock::OFFSETS.into_iter();
+            let within = |copy: u64| {
+                let stripe = chunk
+                    .stripes
+                    .iter()
+                    .find(|stripe| (stripe.offset..stripe.offset + len).contains(&copy))?;
+                Some(chunk.logical + (copy - stripe.offset))
+            };
+            copies.filter_map(within).collect::<Vec<_>>()
+        };
+        self.around.map.chunks().iter().flat_map(of_chunk).collect()
+    }
+
+    /// The leaf of the extent tree that has records before and behind an address.
+    fn leaf_around(&self, address: u64) -> Option<u64> {
+        let is_around = |leaf: &Leaf| {
+            let (first, last) = (leaf.items.first()?.key.objectid, leaf.items.last()?.key.objectid);
+            Some(first < address && address < last)
+        };
+        self.of_tree(ids::EXTENT_TREE).find(|(_, leaf)| is_around(leaf) == Some(true)).map(|(at, _)| at)
+    }
+
     /// A leaf of the extent tree, and an address behind one of its tree blocks, with this much room before the next.
     fn gap(&self, len: u64) -> Option<(u64, u64)> {
         self.of_tree(ids::EXTENT_TREE).find_map(|(at, leaf)| {

@@ -63,7 +63,9 @@ fn main() -> ExitCode {
         "# Planted faults\n\nWritten by `vm-scripts/fault-table`. Each fault is planted in a tree block (or a write) of a \
          commit that a real kernel made, the commit is replayed through `btrfs-shadow serve` (online), and the image it \
          leaves is checked with `btrfs-shadow check` (offline). A fault is found if one of the expected codes, or one \
-         of an expected family, is reported. {sound} commits were replayed without a fault, and were clean.\n\n{}\n{}",
+         of an expected family, is reported; what only one of the two can see, the other must pass over in silence. \
+         Kinds `past-*` lie on the disk before the commit, which drops what is recorded wrongly. {sound} commits were replayed \
+         without a fault, and were clean.\n\n{}\n{}",
         table::summary(&findings),
         table::markdown(&findings)
     );

@@ -5,7 +5,7 @@ use parser::{Key, RootItem, ids, layout};
 
 use super::nodes::doubled;
 use super::{Edit, Kind, Place};
-use crate::edit::{self, Leaf};
+use crate::edit::{self, Leaf, Node};
 use crate::rng::Rng;
 
 /// Every fault of a root item.
@@ -62,7 +62,12 @@ pub fn kinds() -> Vec<Kind> {
         kind("root-item-doubled", item_doubled, &["ref/duplicate-tree-ref"]),
         kind("root-generation-v2", generation_v2, &["root/generation-v2"]).beyond_the_model(),
         kind("root-item-cut-short", cut_short, &["tree/root-item"]),
-        Kind::new("root-pointer-doubled", Place::RootNode, Edit::Pointer(doubled), &["tree/doubly-linked"]),
+        Kind::new(
+            "root-pointer-doubled",
+            Place::RootNode,
+            Edit::Pointer(pointer_doubled),
+            &["tree/doubly-linked"],
+        ),
     ]
 }
 
@@ -207,4 +212,11 @@ fn item_doubled(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     let note = format!("{}: added", item.key);
     leaf.items.push(item);
     Some(note)
+}
+
+/// A new child a second time: one that was there before need not be entered to compare the trees.
+fn pointer_doubled(node: &mut Node, slot: usize, rng: &mut Rng) -> Option<String> {
+    let before = node.ptrs.get(slot.checked_sub(1)?)?;
+    (before.generation == node.generation()).then_some(())?;
+    doubled(node, slot, rng)
 }
