@@ -222,7 +222,7 @@ fn a_flush_failed() {
         for writes in &RECORDED.commits[BEFORE + 1..] {
             assert_eq!(scene.commit(writes), 2);
         }
-        // Nor is one that connects later told that what is lost is durable.
+        // Everything but flushes goes on.
         let place = (300 << 20, 4096);
         assert!(scene.driver.read(place.0, place.1).is_some());
         let outcome = scene.end();
