@@ -134,12 +134,7 @@ pub fn choose_set(
     choose_by(&|step, target, seed| plant_set(kind, step, target, seed), histories, wanted, seed)
 }
 
-fn choose_by(
-    plant: &Planter<'_>,
-    histories: &[(History, Vec<Target>)],
-    wanted: usize,
-    seed: u64,
-) -> Vec<Fault> {
+fn choose_by(plant: Plant<'_>, histories: &[(History, Vec<Target>)], wanted: usize, seed: u64) -> Vec<Fault> {
     let mut rng = Rng::new(seed);
     let mut chosen = Vec::new();
     let mut order: Vec<Vec<usize>> = histories
@@ -174,8 +169,8 @@ fn choose_by(
 
 type Instead = Vec<(usize, Vec<u8>)>;
 
-/// Plants a fault in a step; none where it has no place there.
-type Planter<'a> = dyn Fn(&Step, &Target, u64) -> Option<(Planted, Instead)> + 'a;
+/// Plants a fault in a step, by a seed.
+type Plant<'a> = &'a dyn Fn(&Step, &Target, u64) -> Option<(Planted, Instead)>;
 
 /// Plants a fault of the kind in one of the step's new blocks.
 fn plant(kind: &Kind, step: &Step, target: &Target, seed: u64) -> Option<(Planted, Instead)> {
