@@ -143,21 +143,21 @@ impl Live {
 
     /// The sectors of `[offset, offset + len)` that are in use.
     pub fn hits(&self, offset: u64, len: u64, source: &dyn BlockSource) -> Vec<Hit> {
+        if !self.is_hit(offset, len, source) {
+            return Vec::new();
+        }
+        // What is being freed just now must be seen as in use and freed, or as neither.
+        let base = self.lock();
         let mut hits = Vec::new();
         for (index, from, to) in pieces(offset, len) {
-            let Some(page) = self.page(index, source).filter(|page| page.any(from, to)) else { continue };
+            let Some(page) = self.pages.get(index).and_then(OnceLock::get) else { continue };
             for sector in from..to {
                 let Some(used) = page.use_of(sector) else { continue };
                 let offset = index as u64 * PAGE + sector * SECTOR;
-                hits.push(Hit { offset, used, is_freed: false });
-            }
-        }
-        if !hits.is_empty() && self.is_freeing.load(Ordering::Acquire) {
-            let base = self.lock();
-            for hit in &mut hits {
-                hit.is_freed = base.freeing.iter().any(|range| {
-                    range.used == hit.used && (range.offset..range.offset + range.len).contains(&hit.offset)
+                let is_freed = base.freeing.iter().any(|range| {
+                    range.used == used && (range.offset..range.offset + range.len).contains(&offset)
                 });
+                hits.push(Hit { offset, used, is_freed });
             }
         }
         hits

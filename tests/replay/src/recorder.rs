@@ -124,10 +124,26 @@ impl Recorder {
         }
     }
 
+    /// The super block, without a log: no script makes one, but whatever calls fsync on this machine while a script runs
+    /// does, and its blocks are of the transaction after the commit.
     fn superblock(&self) -> Vec<u8> {
         let mut bytes = vec![0; SUPER_SIZE];
         self.file.read_exact_at(&mut bytes, SUPERS[0]).expect("a super block");
+        if SuperBlock::parse(&bytes).is_ok_and(|view| view.log_root().is_some()) {
+            self.edit(&mut bytes, |view| {
+                view.log_root = 0.into();
+                view.log_root_level = 0;
+            });
+        }
         bytes
+    }
+
+    /// Changes fields of a super block and mends its checksum.
+    fn edit(&self, bytes: &mut [u8], change: impl FnOnce(&mut layout::SuperBlock)) {
+        let (mut view, _) = layout::SuperBlock::read_from_prefix(bytes).expect("a whole super block");
+        change(&mut view);
+        view.write_to_prefix(bytes).expect("a whole super block");
+        self.csum.seal(bytes);
     }
 
     fn note(&mut self, superblock: &[u8], ranges: &[(usize, usize)], doing: &str) {
@@ -152,10 +168,7 @@ impl Recorder {
     /// The copy that goes with a primary super block. A look may come before the kernel has written it.
     fn super_copy(&self, superblock: &[u8], offset: u64) -> Vec<u8> {
         let mut bytes = superblock.to_vec();
-        let (mut view, _) = layout::SuperBlock::read_from_prefix(&bytes).expect("a whole super block");
-        view.bytenr = offset.into();
-        view.write_to_prefix(&mut bytes).expect("a whole super block");
-        self.csum.seal(&mut bytes);
+        self.edit(&mut bytes, |view| view.bytenr = offset.into());
         bytes
     }
 
