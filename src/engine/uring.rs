@@ -143,14 +143,32 @@ impl UringEngine {
 
     /// Moves what the kernel has finished to `done`, or on to what is left of it. True if there is something to submit.
     fn harvest(&mut self) -> bool {
-        // Work that the kernel has put off until it is asked.
-        if self.in_flight > 0 && self.ring.submission().taskrun() {
-            // SAFETY: asks for completions and passes no memory.
-            let _ = unsafe { self.ring.submitter().enter::<libc::sigset_t>(0, 0, GETEVENTS, None) };
-        }
         let mut again = false;
         loop {
-            let Some(entry) = self.ring.completion().next() else { break };
+            // Work that the kernel has put off until it is asked, and completions for which the ring had no room: it
+            // hands them out when it is asked, too.
+            if self.in_flight > 0 && self.must_ask() {
+                // SAFETY: asks for completions and passes no memory.
+                let _ = unsafe { self.ring.submitter().enter::<libc::sigset_t>(0, 0, GETEVENTS, None) };
+            }
+            let before = self.in_flight;
+            again |= self.take_completed();
+            if self.in_flight == before || self.in_flight == 0 || !self.ring.submission().cq_overflow() {
+                return again;
+            }
+        }
+    }
+
+    fn must_ask(&mut self) -> bool {
+        let submission = self.ring.submission();
+        submission.taskrun() || submission.cq_overflow()
+    }
+
+    /// Takes the completions that are in the ring. True if there is something to submit.
+    fn take_completed(&mut self) -> bool {
+        let mut again = false;
+        loop {
+            let Some(entry) = self.ring.completion().next() else { return again };
             let index = entry.user_data() as usize;
             let Some(op) = self.ops.get_mut(index).and_then(Option::as_mut) else { continue };
             match op.advance(entry.result()) {
@@ -162,7 +180,6 @@ impl UringEngine {
                 }
             }
         }
-        again
     }
 }
 
@@ -224,7 +241,7 @@ impl Engine for UringEngine {
         if !self.done.is_empty() {
             return true;
         }
-        self.in_flight > 0 && (!self.ring.completion().is_empty() || self.ring.submission().taskrun())
+        self.in_flight > 0 && (!self.ring.completion().is_empty() || self.must_ask())
     }
 
     fn notifier(&self) -> Option<BorrowedFd<'_>> {
@@ -258,6 +275,7 @@ unsafe impl Send for UringEngine {}
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt as _;
+    use std::time::Instant;
 
     use super::*;
 
@@ -283,6 +301,15 @@ mod tests {
         let count = 4 * SUBMISSIONS as u64 + COMPLETIONS as u64;
         for token in 0..count {
             engine.flush(token);
+        }
+        engine.submit();
+        // Nobody takes any meanwhile: the kernel runs out of room for them.
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !engine.ring.submission().cq_overflow()
+            && engine.done.len() + engine.ring.completion().len() < count as usize
+        {
+            assert!(Instant::now() < deadline, "flushes aren't carried out");
+            std::thread::sleep(Duration::from_millis(1));
         }
         let done = all(&mut engine, count as usize);
         let mut tokens: Vec<u64> = done.iter().map(|done| done.token).collect();
