@@ -28,13 +28,17 @@ fn patched<'a>(file: &'a File, patches: &'a Patches) -> impl FnMut(u64, &mut [u8
 }
 
 fn images() -> Vec<(Spec, Image)> {
-    // In this order: the last commit holds file extents.
+    // In this order: the last commit holds file extents, also where the script takes longer than the kernel's 30 s.
     let script = workload::deep() + &workload::mixed(40);
     let specs = [
         Spec::new("skinny dup", "-n 4096 -m dup -R quota"),
         Spec::new("fat single", "-n 4096 -m single -O ^skinny-metadata --csum xxhash"),
     ];
-    specs.into_iter().map(|spec| (spec.clone(), spec.build(&script))).collect()
+    specs
+        .into_iter()
+        .map(|spec| spec.mounted("commit=120"))
+        .map(|spec| (spec.clone(), spec.build(&script)))
+        .collect()
 }
 
 /// For what needs the whole root tree in one leaf.
