@@ -9,6 +9,7 @@ mod format;
 mod log;
 mod quotas;
 mod snapshots;
+mod tools;
 
 use anyhow::Result;
 
@@ -54,6 +55,8 @@ pub const ALL: &[Kind] = &[
     format::MIXED,
     format::CACHE,
     format::OPTIONS,
+    tools::TOOLS,
+    tools::EXT4,
     EVERYTHING,
 ];
 
