@@ -1,11 +1,11 @@
 //! One queue without a frontend: for tests and fuzz targets that are the guest themselves.
 //!
 //! The same worker, ring and limits as in a session. What the library does between them, a caller does here: it places the
-//! ring, replaces guest memory, and calls [`BareQueue::run`] where an event would.
+//! ring, replaces guest memory, calls [`BareQueue::run`] where an event would, and may have the process end at any time.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use vhost_user_backend::VringT;
@@ -55,6 +55,8 @@ pub struct BareQueue {
     worker: Worker,
     vring: Vring,
     memory: MemorySpace,
+    disk: DiskPlace,
+    record: Arc<Record>,
 }
 
 impl BareQueue {
@@ -68,8 +70,16 @@ impl BareQueue {
         disk: DiskPlace,
         memory: GuestMemoryMmap<()>,
     ) -> io::Result<Self> {
-        let memory = GuestMemoryAtomic::new(memory);
-        let record = Record::open(None)?;
+        Self::with_record(engine, tap, disk, GuestMemoryAtomic::new(memory), Record::open(None)?)
+    }
+
+    fn with_record(
+        engine: Box<dyn Engine>,
+        tap: Arc<dyn Tap>,
+        disk: DiskPlace,
+        memory: MemorySpace,
+        record: Arc<Record>,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             tap,
             disk: Disk { len: disk.len, block_size: BLOCK_SIZES[0], read_only: disk.read_only },
@@ -84,7 +94,24 @@ impl BareQueue {
             poll: disk.poll,
         });
         let vring = Vring::new(memory.clone(), MAX_QUEUE_SIZE as u16).map_err(io::Error::other)?;
-        Ok(Self { worker: Worker::new(0, shared, engine, record.queue(0))?, vring, memory })
+        let worker = Worker::new(0, shared, engine, record.queue(0))?;
+        Ok(Self { worker, vring, memory, disk, record })
+    }
+
+    /// The process is killed, and this is the queue of the next one, over the same memory: what was in flight is on record
+    /// and not answered. It has no ring yet.
+    ///
+    /// # Errors
+    /// When a resource is missing.
+    pub fn killed(&mut self, engine: Box<dyn Engine>, tap: Arc<dyn Tap>) -> io::Result<()> {
+        *self = Self::with_record(engine, tap, self.disk, self.memory.clone(), self.record.clone())?;
+        Ok(())
+    }
+
+    /// What is on record of this queue, word by word. Whatever is stored here is what others could do to the file.
+    #[must_use]
+    pub fn record(&self) -> &[AtomicU64] {
+        self.record.part(0)
     }
 
     /// Starts the ring at `place`.
@@ -96,8 +123,10 @@ impl BareQueue {
         self.vring
             .set_queue_info(place.descriptors, place.available, place.used)
             .map_err(io::Error::other)?;
+        // As the library does: the frontend says nothing of it.
+        let used = self.vring.queue_used_idx().map_err(io::Error::other)?;
+        self.vring.set_queue_next_used(used);
         self.vring.set_queue_next_avail(place.next);
-        self.vring.set_queue_next_used(place.next);
         self.vring.set_queue_event_idx(place.event_idx);
         self.vring.set_queue_ready(true);
         self.vring.set_enabled(true);

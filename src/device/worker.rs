@@ -30,6 +30,7 @@ use super::throttle::{Alarm, Throttle};
 use super::{Memory, MemorySpace, Vring};
 use crate::engine::{Buffer, Completion, Engine, SharedSlices};
 use crate::tap::{CopyFate, Draining, Erase, Tap, WritePlan};
+use resume::LeftOver;
 
 const OK: u8 = VIRTIO_BLK_S_OK as u8;
 const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
@@ -70,6 +71,8 @@ pub(super) struct Worker {
     record: QueueRecord,
     /// The ring has been taken up where it was left.
     resumed: bool,
+    /// What was in flight then and has yet to be begun again.
+    left_over: LeftOver,
     pending: InFlight,
     poll: Poll,
     held_bytes: usize,
@@ -100,6 +103,7 @@ impl Worker {
             vring: None,
             record,
             resumed: false,
+            left_over: LeftOver::default(),
             pending: InFlight::default(),
             poll: Poll::new(poll),
             held_bytes: 0,
@@ -135,7 +139,7 @@ impl Worker {
 
     /// Requests that were taken and aren't answered yet.
     pub(super) fn in_flight(&self) -> usize {
-        self.pending.len()
+        self.pending.len() + self.left_over.len()
     }
 
     fn serve(&mut self, vring: &Vring) {
@@ -144,6 +148,7 @@ impl Worker {
             // Without it there is only a kick too many.
             let _ = on_live_ring(vring, |state| state.disable_notification());
             self.reap();
+            self.begin_left_over();
             let taken_any = self.take_all(vring);
             self.signal();
             // A ring that announces requests but yields none is broken; asking again would never end.
@@ -190,6 +195,13 @@ impl Worker {
         }
         loop {
             self.reap();
+            // Nobody would get the answers of an abandoned session; the next one begins them.
+            if !self.shared.abandoned.load(Ordering::Acquire) && self.begin_left_over() {
+                if self.held_bytes > 0 {
+                    self.shared.tap.draining(why);
+                }
+                continue;
+            }
             self.signal();
             if self.pending.is_empty() {
                 return self.drained(why);
@@ -221,7 +233,10 @@ impl Worker {
 
     /// Whether no request may be taken now.
     fn must_wait(&mut self, vring: &Vring) -> bool {
-        self.shared.closing.load(Ordering::Acquire) || self.is_full(vring) || self.is_throttled()
+        self.shared.closing.load(Ordering::Acquire)
+            || !self.left_over.is_empty()
+            || self.is_full(vring)
+            || self.is_throttled()
     }
 
     /// Whether the guest has asked for as much as it may. The queue is woken when it may ask again.

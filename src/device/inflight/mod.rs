@@ -72,7 +72,7 @@ impl Record {
     }
 
     /// The words of queue `number`.
-    fn part(&self, number: usize) -> &[AtomicU64] {
+    pub(super) fn part(&self, number: usize) -> &[AtomicU64] {
         let at = HEADER_WORDS + number * QUEUE_WORDS;
         &self.words()[at..at + QUEUE_WORDS]
     }

@@ -2,7 +2,11 @@
 //!
 //! Nobody kicks for what was offered while there was nobody to be kicked, and nobody interrupts for answers whose
 //! interrupt was lost: a ring that starts is looked at, which the library sees to, and its guest is interrupted once.
+//!
+//! What was in flight needs no room in the ring, but it may need memory: more than before, if writes are copied now that
+//! were not then. So it is begun again as requests are taken, a part at a time, and before any other.
 
+use std::collections::VecDeque;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,6 +21,7 @@ use super::{Vring, Worker, on_live_ring};
 use crate::device::Memory;
 use crate::device::chain::{self, Parsed};
 use crate::device::inflight::{Place, Ring, TakenUp};
+use crate::device::limits::MAX_COPIED;
 use crate::tap::Draining;
 
 /// Bytes before the entries of an available ring, and of an entry.
@@ -70,9 +75,24 @@ impl Worker {
         info!(queue = self.queue, requests = heads.len(), "requests that were in flight are begun again");
         let next = ring.used_index.wrapping_add(heads.len() as u16);
         let _ = on_live_ring(vring, |state| state.get_queue_mut().set_next_avail(next));
-        for head in heads {
-            self.start(head, parse(head), memory.clone());
+        self.left_over = LeftOver { place: Some(ring.place), heads: heads.into() };
+    }
+
+    /// Begins again what was in flight, as far as copies have room; whether there was any.
+    pub(super) fn begin_left_over(&mut self) -> bool {
+        let mut begun_any = false;
+        while self.copied_bytes < MAX_COPIED
+            && let Some((place, head)) = self.left_over.next()
+        {
+            let memory = self.shared.memory.memory().into_inner();
+            let parsed = chain::parse(Walk::new(&memory, &place, head), &memory, self.shared.disk);
+            self.start(head, parsed, memory);
+            begun_any = true;
         }
+        if begun_any {
+            self.engine.submit();
+        }
+        begun_any
     }
 
     /// Nothing is in flight any more.
@@ -81,6 +101,27 @@ impl Worker {
         if why == Draining::Ring && std::mem::take(&mut self.resumed) {
             self.record.end();
         }
+    }
+}
+
+/// Chains that were in flight when the ring started, and are not begun again yet.
+#[derive(Default)]
+pub(super) struct LeftOver {
+    place: Option<Place>,
+    heads: VecDeque<u16>,
+}
+
+impl LeftOver {
+    fn next(&mut self) -> Option<(Place, u16)> {
+        Some((self.place?, self.heads.pop_front()?))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.heads.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.heads.is_empty()
     }
 }
 

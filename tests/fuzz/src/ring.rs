@@ -1,9 +1,17 @@
 //! The target `ring`: a guest that does with its rings and its memory whatever the input says, over a real image.
 //!
-//! Whatever that is, the queue comes to rest, memory beside the guest's is neither read nor written, and what is taken
-//! off the ring is bounded. As long as the guest leaves its rings alone, each request is answered exactly once.
+//! Rings are stopped and taken up again with requests in flight, and so they are after the process was killed, by a record
+//! that may have been tampered with.
+//!
+//! Whatever that is, the queue comes to rest, memory beside the guest's is neither read nor written, the image keeps its
+//! length, and what is taken off the ring is bounded. As long as the guest leaves its rings alone, each request is answered
+//! exactly once; with a record that is wrong, there aren't more answers than requests.
 
+mod account;
+mod driver;
 mod guest;
+mod late;
+mod seeds;
 mod tap;
 
 use std::fs::File;
@@ -16,12 +24,16 @@ use std::time::Duration;
 
 use btrfs_shadow::device::bare::{BareQueue, DiskPlace, RingPlace};
 use btrfs_shadow::device::limits::MAX_COPIED;
+use btrfs_shadow::engine::Engine;
 use btrfs_shadow::image::{EngineKind, Image, RawImage, RawOptions};
-use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 use crate::bytes::Bytes;
 use crate::memory::bounded;
+use account::{Account, Trust, used};
 use guest::{BORDER, Guest, LOW_END};
+use late::{Conductor, Late};
+pub use seeds::seeds;
 use tap::{Fate, ScriptedTap};
 
 /// The longest input.
@@ -53,13 +65,15 @@ mod step {
     pub const TABLE: u8 = 9;
     pub const SCRIBBLE: u8 = 10;
     pub const INDIRECT: u8 = 11;
-    pub const COUNT: u8 = 12;
+    pub const COMPLETE: u8 = 12;
+    pub const KILL: u8 = 13;
+    pub const COUNT: u8 = 14;
 }
 
 /// What all inputs use again: making it takes longer than most inputs.
 struct Ground {
     guest: Guest,
-    disk: File,
+    disk: Arc<File>,
 }
 
 static GROUND: LazyLock<Mutex<Ground>> = LazyLock::new(|| {
@@ -68,7 +82,7 @@ static GROUND: LazyLock<Mutex<Ground>> = LazyLock::new(|| {
     assert!(fd >= 0, "no memory for a disk");
     // SAFETY: just made, and nobody else's.
     let disk = unsafe { File::from_raw_fd(fd) };
-    Mutex::new(Ground { guest: Guest::new(), disk })
+    Mutex::new(Ground { guest: Guest::new(), disk: Arc::new(disk) })
 });
 
 /// Plays an input.
@@ -79,6 +93,11 @@ pub fn run(input: &[u8]) {
     bounded(MEMORY, || Play::new(&ground, input).play());
     assert!(ground.guest.is_whole(), "memory beside the guest's was written to");
     assert!(!holds_border(&ground.disk), "memory beside the guest's was read");
+    assert_eq!(
+        ground.disk.metadata().expect("the disk").len(),
+        DISK,
+        "the image was written to behind its end"
+    );
 }
 
 /// Whether the disk holds what lies beside guest memory: a piece of it, wherever that begins.
@@ -102,17 +121,31 @@ fn seek(disk: &File, at: u64, whence: i32) -> Option<u64> {
     u64::try_from(found).ok().filter(|found| *found < DISK)
 }
 
+/// What carries out requests.
+#[derive(Clone, Copy)]
+enum Means {
+    /// At once.
+    Plain,
+    /// When the input says so.
+    Late,
+    /// When the kernel does.
+    Ring,
+}
+
 struct Play<'a> {
     guest: &'a Guest,
+    file: Arc<File>,
     script: Bytes<'a>,
     memory: GuestMemoryMmap<()>,
+    means: Means,
+    image: Arc<dyn Image>,
     tap: Arc<ScriptedTap>,
+    conductor: Option<Conductor>,
     queue: BareQueue,
     ring: RingPlace,
     /// What the next entry of the available ring is.
     available: u16,
-    /// Whether the rings are only used as rings, and every head is one.
-    honest: bool,
+    account: Account,
     scribbling: Option<(u64, u64, u8)>,
     other_table: bool,
 }
@@ -121,11 +154,12 @@ impl<'a> Play<'a> {
     fn new(ground: &'a Ground, input: &'a [u8]) -> Self {
         let mut script = Bytes::new(input);
         let how = script.u8();
-        let engine = if how & 3 == 3 { EngineKind::Auto } else { EngineKind::Sync };
+        let means = [Means::Plain, Means::Late, Means::Late, Means::Ring][usize::from(how & 3)];
+        let kind = if matches!(means, Means::Ring) { EngineKind::Auto } else { EngineKind::Sync };
         let path = format!("/proc/self/fd/{}", ground.disk.as_raw_fd());
-        let raw = RawOptions { engine, read_only: how & 0x1c == 0x1c, ..RawOptions::default() };
+        let raw = RawOptions { engine: kind, read_only: how & 0x1c == 0x1c, ..RawOptions::default() };
         let image: Arc<dyn Image> = Arc::new(RawImage::open_with(Path::new(&path), raw).expect("the disk"));
-        let tap = Arc::new(ScriptedTap { image: image.clone(), plan: script.u8(), held: Mutex::default() });
+        let tap = Arc::new(ScriptedTap::new(image.clone(), script.u8()));
         let disk = DiskPlace {
             len: DISK,
             read_only: image.read_only(),
@@ -133,17 +167,21 @@ impl<'a> Play<'a> {
             poll: if how & 0x40 != 0 { Duration::from_micros(20) } else { Duration::ZERO },
         };
         let memory = ground.guest.table(false);
-        let engine = image.engine().expect("an engine");
+        let (engine, conductor) = engine(means, image.as_ref(), &ground.disk);
         let queue = BareQueue::new(engine, tap.clone(), disk, memory.clone()).expect("a queue");
         let mut play = Play {
             guest: &ground.guest,
+            file: ground.disk.clone(),
             script,
             memory,
+            means,
+            image,
             tap,
+            conductor,
             queue,
             ring: RingPlace { event_idx: how & 0x80 != 0, ..RING },
             available: 0,
-            honest: true,
+            account: Account::new(),
             scribbling: None,
             other_table: false,
         };
@@ -155,14 +193,10 @@ impl<'a> Play<'a> {
         while !self.script.is_empty() {
             self.step();
         }
+        self.hurry(true);
         self.run_queue();
-        let next = self.queue.stop();
-        assert_eq!(self.queue.in_flight(), 0, "requests are left in flight by a queue that was stopped");
-        if self.honest {
-            assert_eq!(next, self.available, "requests were left in the ring");
-            let used: u16 = self.memory.read_obj(GuestAddress(self.ring.used + 2)).unwrap_or(next);
-            assert_eq!(used, next, "requests were taken and not answered");
-        }
+        let next = self.stop();
+        self.account.close(self.available, next);
     }
 
     fn step(&mut self) {
@@ -173,11 +207,13 @@ impl<'a> Play<'a> {
                 self.put(self.ring.descriptors, index.into(), desc);
             }
             step::OFFER => {
+                self.account.untidy();
                 let head = self.script.u8();
-                self.offer(head.into());
+                self.offer(head.into(), Vec::new());
             }
             step::RUN => self.run_queue(),
             step::WRITE => {
+                self.account.untidy();
                 let (at, len) = (self.address(), self.script.u8());
                 let bytes = self.script.take(len.into());
                 self.write(at, bytes);
@@ -192,21 +228,30 @@ impl<'a> Play<'a> {
             }
             step::INDEX => {
                 let index = self.script.u16();
-                self.honest = false;
+                self.account.at_most(Trust::Nothing);
                 self.write(self.ring.available + 2, &index.to_le_bytes());
             }
             step::RESTART => self.restart(),
             step::TABLE => {
                 // The second region of low memory is elsewhere, or back; the rings stay where they are.
+                self.account.untidy();
                 self.other_table = !self.other_table;
                 self.memory = self.guest.table(self.other_table);
                 self.queue.set_memory(self.memory.clone());
             }
             step::SCRIBBLE => {
                 let (start, len, seed) = (self.script.u16(), self.script.u8(), self.script.u8());
-                self.honest &= u64::from(start) >= FREE;
+                self.account.untidy();
+                self.account.only_if(u64::from(start) >= FREE);
                 self.scribbling = (seed != 0).then_some((start.into(), len.into(), seed));
             }
+            step::COMPLETE => {
+                let which = self.script.u8();
+                if let Some(conductor) = &self.conductor {
+                    conductor.complete(usize::from(which & 0x7f), which & 0x80 != 0);
+                }
+            }
+            step::KILL => self.kill(),
             _ => {
                 let (at, index, desc) = (self.address(), self.script.u8(), self.descriptor());
                 self.put(at, index.into(), desc);
@@ -216,33 +261,48 @@ impl<'a> Play<'a> {
 
     /// Everything that is available is taken, whatever is done to memory meanwhile.
     fn run_queue(&mut self) {
-        let Some((start, len, seed)) = self.scribbling else { return self.queue.run() };
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| self.guest.scribble(start, len, seed, &stop));
-            // Even if the queue panics: the other thread must end.
-            let _stop = OnDrop(&stop);
-            self.queue.run();
-        });
+        match self.scribbling {
+            None => self.queue.run(),
+            Some((start, len, seed)) => {
+                let stop = AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    scope.spawn(|| self.guest.scribble(start, len, seed, &stop));
+                    // Even if the queue panics: the other thread must end.
+                    let _stop = OnDrop(&stop);
+                    self.queue.run();
+                });
+            }
+        }
+        self.account.resumed();
+        self.account.look(&self.memory, self.ring, self.available);
+    }
+
+    /// Whether nothing waits for the input any more.
+    fn hurry(&self, hasty: bool) {
+        if let Some(conductor) = &self.conductor {
+            conductor.hurry(hasty);
+        }
     }
 
     fn start(&mut self) {
-        self.available = self.ring.next;
-        if self.queue.start(self.ring).is_err() {
-            self.honest = false;
-        }
-        if self.honest {
-            for index in [self.ring.available + 2, self.ring.used + 2] {
-                self.write_ring(index, &self.available.to_le_bytes());
-            }
-        }
+        self.account.only_if(self.queue.start(self.ring).is_ok());
+    }
+
+    /// The ring is stopped, and what is in flight waited for; where it would go on.
+    fn stop(&mut self) -> u16 {
+        self.hurry(true);
+        let next = self.queue.stop();
+        self.hurry(false);
+        assert_eq!(self.queue.in_flight(), 0, "requests are left in flight by a queue that was stopped");
+        self.account.look(&self.memory, self.ring, self.available);
+        next
     }
 
     /// The ring is stopped and started, where it was or elsewhere.
     fn restart(&mut self) {
         let how = self.script.u8();
-        let next = self.queue.stop();
-        if self.honest {
+        let next = self.stop();
+        if self.account.trust() != Trust::Nothing {
             assert!(self.available.wrapping_sub(next) <= self.ring.size);
         }
         self.ring.next = next;
@@ -254,121 +314,74 @@ impl<'a> Play<'a> {
             let mut place = |align: u64| u64::from(self.script.u32()) % (LOW_END + 0x2000) / align * align;
             (self.ring.descriptors, self.ring.available, self.ring.used) = (place(16), place(2), place(4));
         }
-        self.honest &= how & 3 == 0;
-        let available = self.available;
+        if how & 3 != 0 {
+            self.account.at_most(Trust::Nothing);
+            self.available = self.ring.next;
+        }
         self.start();
-        if how & 3 == 0 {
-            // What was offered is still there.
-            self.available = available;
-            self.write_ring(self.ring.available + 2, &available.to_le_bytes());
+    }
+
+    /// The process is killed with whatever is in flight, and the next one takes up the ring: by the record, which may have
+    /// been tampered with, and by what the frontend says.
+    fn kill(&mut self) {
+        let how = self.script.u8();
+        let taken = self.queue.in_flight() as u16;
+        if let Some(conductor) = self.conductor.as_ref().filter(|_| how & 1 != 0) {
+            conductor.complete_unseen();
         }
-    }
-
-    /// A guest address: most are in low memory, some at its borders, some nowhere.
-    fn address(&mut self) -> u64 {
-        let (kind, low) = (self.script.u8(), u64::from(self.script.u16()));
-        match kind % 16 {
-            0 => 60_000 - 256 + low % 512,
-            1 => LOW_END.wrapping_sub(256).wrapping_add(low % 512),
-            2 => (1 << 40) + low % 4200,
-            3 => (1 << 32) + low,
-            4 => u64::MAX - low,
-            5 => self.script.u64(),
-            6 => low * 2,
-            7 => low & 0x1fff,
-            _ => FREE + low % (60_000 - FREE),
+        if how & 2 != 0 {
+            // The next one may look upon writes in another way.
+            self.tap = Arc::new(ScriptedTap::new(self.image.clone(), self.script.u8()));
         }
-    }
-
-    fn descriptor(&mut self) -> [u8; 16] {
-        let address = self.address();
-        let (kind, len) = (self.script.u8(), self.script.u16());
-        let len = match kind % 8 {
-            0 => u32::MAX - u32::from(len),
-            1 => u32::from(len) << 16,
-            2 | 3 => u32::from(len % 64),
-            4 => u32::from(len),
-            _ => u32::from(len % 16) * 512,
-        };
-        // What the device writes to must not be the rings.
-        self.honest &= address >= FREE && address.checked_add(len.into()).is_some();
-        let (flags, next) = (self.script.u8() & 7, self.script.u8());
-        // In an indirect table anything may stand.
-        self.honest &= flags & 4 == 0;
-        let mut desc = [0; 16];
-        desc[..8].copy_from_slice(&address.to_le_bytes());
-        desc[8..12].copy_from_slice(&len.to_le_bytes());
-        desc[12..14].copy_from_slice(&u16::from(flags).to_le_bytes());
-        desc[14..].copy_from_slice(&u16::from(next).to_le_bytes());
-        desc
-    }
-
-    fn put(&mut self, table: u64, index: u64, desc: [u8; 16]) {
-        let at = table.wrapping_add(index * 16);
-        let in_table = table == self.ring.descriptors && index < self.ring.size.into();
-        if in_table { self.write_ring(at, &desc) } else { self.write(at, &desc) }
-    }
-
-    /// A request as a driver makes it, of up to three pieces of data.
-    fn request(&mut self) {
-        let (kind, sector, shape) = (self.script.u8(), self.script.u16(), self.script.u8());
-        let first = u16::from(shape & 15) % self.ring.size;
-        let kind = [0, 1, 1, 1, 4, 8, 11, 13][usize::from(kind % 8)];
-        let header = FREE + u64::from(first) * 64;
-        self.header(header, kind, u64::from(sector) % (DISK / 512 + 1));
-        let is_input = matches!(kind, 0 | 8);
-        let mut pieces = vec![(header, 16, 0)];
-        for piece in 0..u64::from(shape >> 4 & 3) {
-            let len = if kind > 8 { 16 } else { 512 << (shape >> 6) };
-            pieces.push((FREE + 0x1000 + piece * 0x1000, len, if is_input { 2 } else { 0 }));
+        let (engine, conductor) = engine(self.means, self.image.as_ref(), &self.file);
+        self.queue.killed(engine, self.tap.clone()).expect("a queue");
+        self.conductor = conductor;
+        self.tap.forget();
+        self.account.killed();
+        for _ in 0..how >> 5 {
+            self.tamper();
         }
-        pieces.push((header + 32, 1, 2));
-        let count = pieces.len();
-        for (index, (address, len, flags)) in pieces.into_iter().enumerate() {
-            let last = index + 1 == count;
-            let at = (first + index as u16) % self.ring.size;
-            let next = if last { 0 } else { (at + 1) % self.ring.size };
-            let mut desc = [0; 16];
-            desc[..8].copy_from_slice(&address.to_le_bytes());
-            desc[8..12].copy_from_slice(&u32::to_le_bytes(len));
-            desc[12..14].copy_from_slice(&u16::to_le_bytes(flags | u16::from(!last)));
-            desc[14..].copy_from_slice(&next.to_le_bytes());
-            self.put(self.ring.descriptors, at.into(), desc);
-        }
-        self.offer(first);
-    }
-
-    fn header(&mut self, at: u64, kind: u32, sector: u64) {
-        let mut header = [0; 16];
-        header[..4].copy_from_slice(&kind.to_le_bytes());
-        header[8..].copy_from_slice(&sector.to_le_bytes());
-        self.write(at, &header);
-    }
-
-    /// Makes the chain at `head` available. An honest driver waits while the ring is full.
-    fn offer(&mut self, head: u16) {
-        if self.honest {
-            let used: u16 = self.memory.read_obj(GuestAddress(self.ring.used + 2)).unwrap_or(0);
-            if self.available.wrapping_sub(used) >= self.ring.size {
-                return;
+        // A frontend knows the used index, one that knows of the record also what is in flight.
+        let used = used(&self.memory, self.ring);
+        self.ring.next = match how >> 2 & 3 {
+            0 | 1 => used,
+            2 => used.wrapping_add(taken),
+            _ => {
+                self.account.at_most(Trust::Nothing);
+                self.script.u16()
             }
-        }
-        self.honest &= head < self.ring.size;
-        let slot = self.ring.available + 4 + u64::from(self.available % self.ring.size) * 2;
-        self.write_ring(slot, &head.to_le_bytes());
-        self.available = self.available.wrapping_add(1);
-        self.write_ring(self.ring.available + 2, &self.available.to_le_bytes());
+        };
+        self.start();
     }
 
-    /// Writes to guest memory, as far as it is there.
-    fn write(&mut self, at: u64, bytes: &[u8]) {
-        self.honest &= at >= FREE;
-        self.write_ring(at, bytes);
+    /// Changes a word of the record.
+    fn tamper(&mut self) {
+        self.account.at_most(Trust::Number);
+        let (which, how) = (self.script.u8(), self.script.u8());
+        let record = self.queue.record();
+        let at = if how & 0x80 != 0 { usize::from(self.script.u16()) } else { which.into() };
+        let word = &record[at % record.len()];
+        let was = word.load(Ordering::Relaxed);
+        let now = match how % 8 {
+            0 => 0,
+            1 => 1,
+            2 => was.wrapping_add(1),
+            3 => was.wrapping_sub(1),
+            4 => was ^ 1 << (how >> 3 & 15),
+            5 => self.script.u16().into(),
+            6 => self.script.u64(),
+            _ => u64::MAX,
+        };
+        word.store(now, Ordering::Relaxed);
     }
+}
 
-    fn write_ring(&self, at: u64, bytes: &[u8]) {
-        let _ = self.memory.write(bytes, GuestAddress(at));
+fn engine(means: Means, image: &dyn Image, file: &Arc<File>) -> (Box<dyn Engine>, Option<Conductor>) {
+    if let Means::Late = means {
+        let (engine, conductor) = Late::new(file.clone());
+        return (Box::new(engine), Some(conductor));
     }
+    (image.engine().expect("an engine"), None)
 }
 
 /// Sets a flag at the end.
@@ -378,51 +391,4 @@ impl Drop for OnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-/// Inputs that get somewhere: requests of every kind, each engine, rings that are moved.
-#[must_use]
-pub fn seeds() -> Vec<Vec<u8>> {
-    let mut seeds = Vec::new();
-    for how in [0, 3, 0x23, 0x43, 0x80, 0xe3, 0x1c] {
-        let mut seed = vec![how, 1];
-        for kind in 0..8 {
-            for (sector, shape) in [(3u16, 0x10), (4, 0x64), (5, 0xb8), (6, 0)] {
-                seed.extend([step::REQUEST, kind]);
-                seed.extend(sector.to_le_bytes());
-                seed.push(shape);
-            }
-            seed.push(step::RUN);
-        }
-        seed.extend([step::ANSWER, 0, step::ANSWER, 1, step::TABLE, step::RUN, step::RESTART, 0]);
-        seed.extend([step::SCRIBBLE, 0, 0x60, 200, 9, step::REQUEST, 1, 7, 0, 0x30, step::RUN]);
-        seed.extend([step::INDIRECT, 8, 0, 1, 0, 9, 0, 0, 2, 16, 0, 1, 1, step::OFFER, 3, step::RUN]);
-        seed.extend([step::HEADER, 9, 0, 0, 1, 1, 0, step::WRITE, 9, 0, 1, 4, 1, 2, 3, 4, step::RUN]);
-        seed.extend([
-            step::RESTART,
-            0x73,
-            5,
-            0,
-            0,
-            1,
-            0,
-            0,
-            0,
-            2,
-            0,
-            0,
-            0,
-            3,
-            0,
-            0,
-            step::REQUEST,
-            1,
-            2,
-            0,
-            0x20,
-        ]);
-        seed.extend([step::INDEX, 9, 1, step::RUN, step::DESCRIPTOR, 2, 8, 0, 0, 5, 1, 0, 3, 1, step::RUN]);
-        seeds.push(seed);
-    }
-    seeds
 }

@@ -16,13 +16,23 @@ pub enum Fate {
 
 /// See above.
 pub struct ScriptedTap {
-    pub image: Arc<dyn Image>,
+    image: Arc<dyn Image>,
     /// What the plan is made of.
-    pub plan: u8,
-    pub held: Mutex<Vec<(u64, Vec<u8>, HoldDone)>>,
+    plan: u8,
+    held: Mutex<Vec<(u64, Vec<u8>, HoldDone)>>,
 }
 
 impl ScriptedTap {
+    /// Plans by `plan`.
+    pub fn new(image: Arc<dyn Image>, plan: u8) -> Self {
+        Self { image, plan, held: Mutex::default() }
+    }
+
+    /// Nobody will ask for the answers any more.
+    pub fn forget(&self) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Answers the oldest held write.
     pub fn answer(&self, fate: Fate) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -64,8 +74,8 @@ impl Tap for ScriptedTap {
         assert!(offset + bytes.len() as u64 <= self.image.len());
     }
 
-    fn write_failed(&self, _offset: u64, _len: u64) {
-        panic!("a write failed on a disk that is well");
+    fn write_failed(&self, offset: u64, len: u64) {
+        assert!(offset + len <= self.image.len());
     }
 
     fn flush_begins(&self) -> u64 {
