@@ -1,6 +1,8 @@
-//! Where fuzzing begins: commits of the host's kernel on small file systems, and what a driver would send.
+//! Where fuzzing begins: commits of the host's kernel on small file systems, those of logs too, and what a driver would send.
 //!
 //! Made anew each time rather than kept, so that no binary files are needed; [`all`] needs a loop mount.
+
+mod logs;
 
 use std::collections::BTreeMap;
 
@@ -30,7 +32,10 @@ const STEPS: &[(&str, &str)] = &[
 /// When a file system can't be made, mounted or read.
 #[must_use]
 pub fn all() -> BTreeMap<&'static str, Vec<Vec<u8>>> {
-    let shadow: Vec<Vec<u8>> = plans().iter().flat_map(|plan| commits(&record(plan))).collect();
+    let mut shadow: Vec<Vec<u8>> = plans().iter().flat_map(|plan| commits(&record(plan))).collect();
+    let logged: Vec<Vec<u8>> = specs().into_iter().flat_map(logs::commits).collect();
+    assert!(logged.len() >= 6, "fsync wrote only {} logs", logged.len());
+    shadow.extend(logged);
     let mut parser = Vec::new();
     for disk in shadow.iter().map(|seed| Disk::read(seed)).filter(|disk| disk.blocks.len() < 50) {
         parser.extend(disk.supers.into_iter().take(1).chain(disk.blocks.into_iter().map(|(_, bytes)| bytes)));
@@ -40,12 +45,15 @@ pub fn all() -> BTreeMap<&'static str, Vec<Vec<u8>>> {
     BTreeMap::from([("parser", parser), ("shadow", shadow), ("ring", ring::seeds())])
 }
 
-fn plans() -> Vec<Plan> {
-    let specs = [
+fn specs() -> [Spec; 3] {
+    [
         Spec::new("4K crc32c", "-n 4096 -m single"),
         Spec::new("4K fat xxhash", "-n 4096 -m dup -O ^skinny-metadata,^no-holes --csum xxhash -R quota"),
         Spec::new("4K mixed", "--mixed -n 4096 -s 4096 -R ^free-space-tree"),
-    ];
+    ]
+}
+
+fn plans() -> Vec<Plan> {
     let scripts = STEPS.iter().map(|(name, script)| ((*name).to_owned(), (*script).to_owned()));
     let plan = |spec: Spec| Plan {
         live: false,
@@ -53,7 +61,7 @@ fn plans() -> Vec<Plan> {
         prepare: String::new(),
         scripts: scripts.clone().collect(),
     };
-    specs.into_iter().map(plan).collect()
+    specs().into_iter().map(plan).collect()
 }
 
 /// Each recorded commit as an input.

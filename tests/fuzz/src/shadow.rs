@@ -26,7 +26,7 @@ pub const MAX_LEN: usize = 1 << 20;
 const SHADOW_LIMIT: usize = 64 << 10;
 
 /// What else is done, by bits of an input's flags.
-mod also {
+pub(crate) mod also {
     pub const LOG_COMMIT: u32 = 1;
     pub const REVOCABLE: u32 = 1 << 1;
     pub const REVOKE: u32 = 1 << 2;
