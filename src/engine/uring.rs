@@ -6,6 +6,7 @@
 
 mod attempt;
 mod op;
+mod ring;
 
 use std::fs::File;
 use std::io;
@@ -20,12 +21,6 @@ use self::attempt::{Attempt, Attempts};
 use self::op::{Next, Op, Work};
 use super::calls::Direction;
 use super::{Buffer, Completion, Engine, Erase};
-
-/// Operations handed over to the kernel at once; more are handed over in parts.
-const SUBMISSIONS: u32 = 256;
-
-/// Completions the kernel keeps room for; more are kept elsewhere by it, and none is lost.
-const COMPLETIONS: u32 = 2048;
 
 /// How long to wait before the kernel is asked again to take operations that it refused.
 const RETRY: Duration = Duration::from_millis(1);
@@ -75,18 +70,9 @@ impl UringEngine {
     /// # Errors
     /// Where io_uring isn't there, or isn't allowed.
     pub fn new(files: Files) -> io::Result<Self> {
-        // The kernel's work for a completion is done when this thread next asks, instead of interrupting it.
-        let ring = IoUring::builder()
-            .setup_cqsize(COMPLETIONS)
-            .setup_coop_taskrun()
-            .setup_taskrun_flag()
-            .dontfork()
-            .build(SUBMISSIONS)
-            // Kernels before 5.19 know none of these flags.
-            .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).dontfork().build(SUBMISSIONS))?;
         let mut fds = vec![files.cached.as_raw_fd()];
         fds.extend(files.direct.as_ref().map(|direct| direct.file.as_raw_fd()));
-        ring.submitter().register_files(&fds)?;
+        let ring = ring::on(&fds)?;
         let attempts = Attempts::default();
         Ok(Self { ring, files, ops: Vec::new(), free: Vec::new(), in_flight: 0, done: Vec::new(), attempts })
     }
@@ -277,6 +263,7 @@ mod tests {
     use std::os::unix::fs::FileExt as _;
     use std::time::Instant;
 
+    use super::ring::{COMPLETIONS, SUBMISSIONS};
     use super::*;
 
     fn engine() -> (UringEngine, Arc<File>) {
