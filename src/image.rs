@@ -45,6 +45,13 @@ pub trait Image: Send + Sync {
     /// Makes completed writes durable.
     fn flush(&self) -> io::Result<()>;
 
+    /// Makes what `engines` engines at a time will need, so that none of it has to be made later, when that may not be
+    /// possible any more.
+    fn prepare(&self, engines: usize) -> io::Result<()> {
+        let _ = engines;
+        Ok(())
+    }
+
     /// A new I/O engine on this image, for one queue.
     fn engine(&self) -> io::Result<Box<dyn Engine>>;
 }

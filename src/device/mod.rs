@@ -4,7 +4,8 @@
 //! about btrfs, nor about what the tap does.
 //!
 //! A [`Server`] lives as long as the process and owns the socket; each connection gets a session of its own, with
-//! new rings, threads and engines, so that nothing of a guest that is gone can reach the next one.
+//! new rings, threads and engines, so that nothing of a guest that is gone can reach the next one. (The kernel's rings that
+//! engines use are the same again, and empty.)
 //!
 //! ```text
 //! server ── session ── backend ── worker (one per queue and thread) ── chain, engine, tap

@@ -62,6 +62,9 @@ pub enum DeviceError {
     /// The socket can't be used.
     #[error("{0}")]
     Socket(#[source] io::Error),
+    /// The image can't be read and written as wanted.
+    #[error("{0}")]
+    Image(#[source] io::Error),
     /// The record of requests in flight can't be used.
     #[error("{0}")]
     Record(#[source] io::Error),
@@ -124,7 +127,7 @@ enum Door {
 
 impl Server {
     /// Takes over the socket. Frontends can connect from now on, and wait until they are served. No file is opened or
-    /// made later.
+    /// made later, and no ring (io_uring) that the image uses.
     pub fn bind(
         socket: Socket,
         image: Arc<dyn Image>,
@@ -137,6 +140,7 @@ impl Server {
         if !BLOCK_SIZES.contains(&options.block_size) {
             return Err(DeviceError::Options(format!("a block has one of these sizes: {BLOCK_SIZES:?}")));
         }
+        image.prepare(options.num_queues).map_err(DeviceError::Image)?;
         let door = match socket.bind().map_err(DeviceError::Socket)? {
             Bound::Listening(listener, file) => {
                 Door::Listening { listener: into_vhost_listener(listener), _file: file }

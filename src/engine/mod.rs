@@ -13,7 +13,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 pub use sync::SyncEngine;
-pub use uring::{Direct, Files, UringEngine};
+pub use uring::{Direct, Files, Rings, UringEngine};
 
 /// Submits reads, writes and flushes and hands out their completions.
 ///

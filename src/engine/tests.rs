@@ -13,7 +13,7 @@ fn engines_on(contents: &[u8]) -> Vec<(Box<dyn Engine>, Arc<File>)> {
         file
     };
     let (one, two) = (file(), file());
-    let uring = UringEngine::new(Files { cached: two.clone(), direct: None }).unwrap();
+    let uring = Rings::new(Files { cached: two.clone(), direct: None }).engine().unwrap();
     vec![(Box::new(SyncEngine::new(one.clone())), one), (Box::new(uring), two)]
 }
 
@@ -109,7 +109,7 @@ fn zeros_where_the_file_system_has_none() {
     // SAFETY: the name is a terminated string; the descriptor is new, and ours.
     let fd = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"zeros".as_ptr(), libc::MFD_CLOEXEC)) };
     let file = Arc::new(File::from(fd));
-    let uring = UringEngine::new(Files { cached: file.clone(), direct: None }).unwrap();
+    let uring = Rings::new(Files { cached: file.clone(), direct: None }).engine().unwrap();
     for mut engine in [Box::new(SyncEngine::new(file.clone())) as Box<dyn Engine>, Box::new(uring)] {
         file.write_all_at(&[5; 5 << 20], 0).unwrap();
         let end = 4096 + (4 << 20) + 512;
@@ -137,7 +137,7 @@ fn a_read_only_file_refuses_writes() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(4096).unwrap();
     let read_only = Arc::new(File::open(file.path()).unwrap());
-    let uring = UringEngine::new(Files { cached: read_only.clone(), direct: None }).unwrap();
+    let uring = Rings::new(Files { cached: read_only.clone(), direct: None }).engine().unwrap();
     for mut engine in [Box::new(SyncEngine::new(read_only.clone())) as Box<dyn Engine>, Box::new(uring)] {
         engine.write_vectored(0, Buffer::Owned(vec![1; 512]), 1);
         assert!(only(engine.as_mut()).result.is_err());

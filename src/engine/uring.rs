@@ -6,19 +6,22 @@
 
 mod attempt;
 mod op;
+mod pool;
 mod ring;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use io_uring::{IoUring, squeue};
+use io_uring::squeue;
 use tracing::error;
 
 use self::attempt::{Attempt, Attempts};
 use self::op::{Next, Op, Work};
+use self::pool::Lent;
+pub use self::pool::Rings;
 use super::calls::Direction;
 use super::{Buffer, Completion, Engine, Erase};
 
@@ -52,10 +55,10 @@ impl Direct {
     }
 }
 
-/// One ring.
+/// One ring, that of one queue.
 pub struct UringEngine {
     // Before the operations: what the kernel has been given must not outlive it.
-    ring: IoUring,
+    ring: Lent,
     files: Files,
     ops: Vec<Option<Op>>,
     free: Vec<usize>,
@@ -65,16 +68,9 @@ pub struct UringEngine {
 }
 
 impl UringEngine {
-    /// A new ring on `files`.
-    ///
-    /// # Errors
-    /// Where io_uring isn't there, or isn't allowed.
-    pub fn new(files: Files) -> io::Result<Self> {
-        let mut fds = vec![files.cached.as_raw_fd()];
-        fds.extend(files.direct.as_ref().map(|direct| direct.file.as_raw_fd()));
-        let ring = ring::on(&fds)?;
+    fn with_ring(ring: Lent, files: Files) -> Self {
         let attempts = Attempts::default();
-        Ok(Self { ring, files, ops: Vec::new(), free: Vec::new(), in_flight: 0, done: Vec::new(), attempts })
+        Self { ring, files, ops: Vec::new(), free: Vec::new(), in_flight: 0, done: Vec::new(), attempts }
     }
 
     /// Begins an operation on bytes: on the spot if that is possible.
@@ -245,6 +241,7 @@ impl Drop for UringEngine {
                     // Better lost than written to after it was given back.
                     error!(%error, "cannot wait for operations in flight; their memory is not freed");
                     std::mem::forget(std::mem::take(&mut self.ops));
+                    self.ring.spoil();
                     return;
                 }
                 _ => {
@@ -268,7 +265,7 @@ mod tests {
 
     fn engine() -> (UringEngine, Arc<File>) {
         let file = Arc::new(tempfile::tempfile().unwrap());
-        let engine = UringEngine::new(Files { cached: file.clone(), direct: None }).unwrap();
+        let engine = Rings::new(Files { cached: file.clone(), direct: None }).engine().unwrap();
         (engine, file)
     }
 

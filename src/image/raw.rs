@@ -8,14 +8,14 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt as _, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tracing::warn;
 
 use super::Image;
 use super::lock::{ImageLock, Locked, wait_while_busy};
-use crate::engine::{Direct, Engine, Files, SyncEngine, UringEngine};
+use crate::engine::{Direct, Engine, Files, Rings, SyncEngine};
 
 /// How a raw image is read and written.
 #[derive(Debug, Clone, Copy, Default)]
@@ -49,8 +49,12 @@ pub enum EngineKind {
 /// A file or block device whose bytes are the disk's.
 pub struct RawImage {
     file: Arc<File>,
-    direct: Option<Direct>,
     engine: EngineKind,
+    /// Direct I/O was asked for.
+    is_direct: bool,
+    rings: Arc<Rings>,
+    /// It is done without rings.
+    is_plain: AtomicBool,
     len: AtomicU64,
     io_size: u32,
     read_only: bool,
@@ -94,7 +98,22 @@ impl RawImage {
         let file = Arc::new(file);
         let lock = options.lock.map(|patience| lock(path, &file, read_only, patience)).transpose();
         let lock = lock.map_err(|error| explain(error, "cannot lock"))?.flatten();
-        Ok(Self { file, direct, engine, len: AtomicU64::new(len), io_size, read_only, _lock: lock })
+        let is_direct = direct.is_some();
+        let rings = Rings::new(Files { cached: file.clone(), direct });
+        let (is_plain, len) = (AtomicBool::new(engine == EngineKind::Sync), AtomicU64::new(len));
+        Ok(Self { file, engine, is_direct, rings, is_plain, len, io_size, read_only, _lock: lock })
+    }
+
+    /// There are no rings, for this reason. From now on it is done without them, if that was left to us.
+    fn without_rings(&self, error: &io::Error) -> io::Result<()> {
+        // Who asked for direct I/O wants no page cache.
+        if self.engine != EngineKind::Auto || self.is_direct {
+            return Err(io::Error::new(error.kind(), format!("cannot use io_uring: {error}")));
+        }
+        if !self.is_plain.swap(true, Ordering::AcqRel) {
+            warn!(%error, "io_uring can't be used: going on with plain system calls");
+        }
+        Ok(())
     }
 
     fn refuse_if_read_only(&self) -> io::Result<()> {
@@ -138,21 +157,21 @@ impl Image for RawImage {
         self.file.sync_data()
     }
 
+    fn prepare(&self, engines: usize) -> io::Result<()> {
+        if self.is_plain.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.rings.prepare(engines).or_else(|error| self.without_rings(&error))
+    }
+
     fn engine(&self) -> io::Result<Box<dyn Engine>> {
-        let plain = || Ok(Box::new(SyncEngine::new(self.file.clone())) as Box<dyn Engine>);
-        if self.engine == EngineKind::Sync {
-            return plain();
-        }
-        let files = Files { cached: self.file.clone(), direct: self.direct.clone() };
-        match UringEngine::new(files) {
-            Ok(engine) => Ok(Box::new(engine)),
-            // Who asked for direct I/O wants no page cache.
-            Err(error) if self.engine == EngineKind::Auto && self.direct.is_none() => {
-                warn!(%error, "io_uring can't be used: going on with plain system calls");
-                plain()
+        if !self.is_plain.load(Ordering::Acquire) {
+            match self.rings.engine() {
+                Ok(engine) => return Ok(Box::new(engine)),
+                Err(error) => self.without_rings(&error)?,
             }
-            Err(error) => Err(io::Error::new(error.kind(), format!("cannot use io_uring: {error}"))),
         }
+        Ok(Box::new(SyncEngine::new(self.file.clone())))
     }
 }
 

@@ -87,10 +87,8 @@ pub(super) const CALLS: &[Call] = &[
     #[cfg(target_arch = "x86_64")]
     any(libc::SYS_unlink),
     any(libc::SYS_unlinkat),
-    // Rings. What can be done through them, Landlock says.
-    any(libc::SYS_io_uring_setup),
+    // Rings are there already, and what may be asked of them is settled (`engine/uring/ring.rs`).
     any(libc::SYS_io_uring_enter),
-    any(libc::SYS_io_uring_register),
     // Waiting.
     any(libc::SYS_eventfd2),
     any(libc::SYS_timerfd_create),

@@ -1,6 +1,6 @@
 //! Landlock: no file is opened, made, removed or executed, and no TCP port bound or connected to, but what is said here.
 //!
-//! What is open already stays usable. Holds for io_uring as well, whose operations seccomp doesn't see.
+//! What is open already stays usable. Holds for io_uring as well, should a ring be able to open anything.
 
 use std::path::PathBuf;
 

@@ -4,10 +4,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::*;
+use crate::engine::{Buffer, Engine as _, Erase, Files, Rings};
 
 /// Does something on a thread in the sandbox.
 fn inside<T: Send>(needs: &Needs, act: impl FnOnce() -> T + Send) -> T {
@@ -115,6 +119,36 @@ fn needs_are_met_and_no_more() {
         UnixStream::connect(&socket).unwrap();
         assert_refused("another sort of socket", UdpSocket::bind("127.0.0.1:0"));
     });
+}
+
+#[test]
+fn rings_that_are_there_stay_usable_and_others_cannot_be_made() {
+    let cached = Arc::new(tempfile::tempfile().unwrap());
+    let rings = Rings::new(Files { cached: cached.clone(), direct: None });
+    rings.prepare(1).unwrap();
+    inside(&Needs::default(), || {
+        // The second time it is the first one's ring.
+        for token in 0..2 {
+            let mut engine = rings.engine().unwrap();
+            engine.write_vectored(token * 512, Buffer::Owned(vec![token as u8 + 1; 512]), token);
+            engine.erase(Erase::Zeroes { unmap: true }, 4096, 4096, token);
+            engine.flush(token);
+            engine.submit();
+            let mut done = Vec::new();
+            let deadline = Instant::now() + Duration::from_secs(120);
+            while done.len() < 3 {
+                assert!(Instant::now() < deadline);
+                engine.completions(&mut done);
+            }
+            assert!(done.iter().all(|done| done.result.is_ok()), "{done:?}");
+        }
+        let _engine = rings.engine().unwrap();
+        assert_refused("another ring", rings.engine());
+        assert_refused("a ring for anything", io_uring::IoUring::new(4));
+    });
+    let mut bytes = [0; 1024];
+    cached.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes[..512].iter().all(|byte| *byte == 1) && bytes[512..].iter().all(|byte| *byte == 2));
 }
 
 /// Landlock alone: what holds where seccomp doesn't see it.
