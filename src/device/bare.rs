@@ -48,6 +48,8 @@ pub struct DiskPlace {
     pub write_through: bool,
     /// The longest time that the queue looks for something to do.
     pub poll: Duration,
+    /// Requests that the queue takes in a turn.
+    pub turn: usize,
 }
 
 /// A queue whose thread is the caller's.
@@ -92,6 +94,7 @@ impl BareQueue {
             abandoned: AtomicBool::new(false),
             write_through: AtomicBool::new(disk.write_through),
             poll: disk.poll,
+            turn: disk.turn,
         });
         let vring = Vring::new(memory.clone(), MAX_QUEUE_SIZE as u16).map_err(io::Error::other)?;
         let worker = Worker::new(0, shared, engine, record.queue(0))?;
@@ -146,9 +149,9 @@ impl BareQueue {
         self.vring.queue_next_avail()
     }
 
-    /// Does everything there is to do, as after an event.
-    pub fn run(&mut self) {
-        self.worker.run(&self.vring);
+    /// Does everything there is to do, as after an event, but no more than a turn. How many requests were taken from the ring.
+    pub fn run(&mut self) -> usize {
+        self.worker.run(&self.vring)
     }
 
     /// Replaces guest memory, as SET_MEM_TABLE does.

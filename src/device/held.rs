@@ -41,6 +41,13 @@ impl Answers {
         self.posted.load(Ordering::Acquire)
     }
 
+    /// Wakes the worker without an answer: it has something left to do.
+    pub(super) fn call_back(&self) {
+        // Fails only when the counter is full, and then it is readable.
+        let _ = self.event.write(1);
+        self.posted.store(true, Ordering::Release);
+    }
+
     /// Moves the answers to the end of `into`, and resets the notifier.
     pub(super) fn take(&self, into: &mut Vec<(u64, io::Result<()>)>) {
         // Before the list is read, so that an answer that comes in between is announced again.
@@ -53,9 +60,7 @@ impl Answers {
 
     fn post(&self, token: u64, result: io::Result<()>) {
         self.list.lock().unwrap_or_else(PoisonError::into_inner).push((token, result));
-        // Fails only when the counter is full, and then it is readable.
-        let _ = self.event.write(1);
-        self.posted.store(true, Ordering::Release);
+        self.call_back();
     }
 }
 

@@ -48,6 +48,10 @@ pub const MAX_COPIED: usize = 128 << 20;
 /// Requests that are taken from a ring before completions are delivered and the stop signal is looked at.
 pub const BATCH: usize = 16;
 
+/// Requests that are taken from a ring in a turn. Then the queue's thread looks at all that may have happened, even if there
+/// are more: a ring can be made so that each answer is another request.
+pub const TURN: usize = 4 * MAX_QUEUE_SIZE;
+
 /// The longest time that a queue's thread looks for something to do before it sleeps: as long as QEMU's event loops do by
 /// default. How long it really is depends on whether it is worth it.
 pub const DEFAULT_POLL: Duration = Duration::from_micros(32);

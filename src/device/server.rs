@@ -15,7 +15,7 @@ use super::backend::Backend;
 use super::bridge::{Abutments, Bridge};
 use super::chain::Disk;
 use super::inflight::Record;
-use super::limits::{BLOCK_SIZES, DEFAULT_POLL, DEFAULT_QUEUES, MAX_QUEUES, SERIAL_SIZE};
+use super::limits::{BLOCK_SIZES, DEFAULT_POLL, DEFAULT_QUEUES, MAX_QUEUES, SERIAL_SIZE, TURN};
 use super::session;
 use super::socket::{Bound, Socket, SocketFile, into_vhost_listener};
 use super::stop::StopHandle;
@@ -215,6 +215,7 @@ impl Core<'_> {
             throttle: self.lasting.throttle.clone(),
             write_through: AtomicBool::new(false),
             poll: self.options.poll,
+            turn: TURN,
         });
         let backend = Backend::new(shared, self.image.as_ref(), self.options.num_queues);
         let backend = Arc::new(backend.map_err(DeviceError::Session)?);

@@ -55,6 +55,8 @@ pub(super) struct Shared {
     pub(super) write_through: AtomicBool,
     /// The longest time that a queue's thread looks for something to do before it sleeps.
     pub(super) poll: Duration,
+    /// Requests that are taken in a turn.
+    pub(super) turn: usize,
 }
 
 /// The state of one queue.
@@ -78,6 +80,8 @@ pub(super) struct Worker {
     held_bytes: usize,
     /// Bytes copied out of guest memory for requests in flight, those held among them.
     copied_bytes: usize,
+    /// Requests that may still be taken in this turn.
+    turn: usize,
     unsignalled: bool,
     /// What the guest does wrong.
     complaints: Budget,
@@ -108,6 +112,7 @@ impl Worker {
             poll: Poll::new(poll),
             held_bytes: 0,
             copied_bytes: 0,
+            turn: 0,
             unsignalled: false,
             complaints: Budget::default(),
             failures: Budget::default(),
@@ -124,8 +129,10 @@ impl Worker {
         self.alarm.as_ref().map(Alarm::notifier)
     }
 
-    /// Does everything there is to do, and what comes while it still looks.
-    pub(super) fn run(&mut self, vring: &Vring) {
+    /// Does everything there is to do, and what comes while it still looks, but no more than a turn. How many requests were
+    /// taken from the ring.
+    pub(super) fn run(&mut self, vring: &Vring) -> usize {
+        self.turn = self.shared.turn;
         self.vring.get_or_insert_with(|| vring.clone());
         self.poll.awake();
         if let Some(alarm) = &mut self.alarm {
@@ -134,7 +141,11 @@ impl Worker {
         self.resume(vring);
         self.serve(vring);
         self.signal();
+        if self.turn == 0 {
+            self.answers.call_back();
+        }
         self.poll.asleep();
+        self.shared.turn - self.turn
     }
 
     /// Requests that were taken and aren't answered yet.
@@ -235,6 +246,7 @@ impl Worker {
     fn must_wait(&mut self, vring: &Vring) -> bool {
         self.shared.closing.load(Ordering::Acquire)
             || !self.left_over.is_empty()
+            || self.turn == 0
             || self.is_full(vring)
             || self.is_throttled()
     }
@@ -269,11 +281,12 @@ impl Worker {
 
     fn take_batch(&mut self, vring: &Vring) -> usize {
         for taken in 0..BATCH {
-            if self.copied_bytes >= MAX_COPIED || self.is_throttled() {
+            if self.turn == 0 || self.copied_bytes >= MAX_COPIED || self.is_throttled() {
                 return taken;
             }
             let memory = self.shared.memory.memory().into_inner();
             let Some(chain) = self.pop(vring, &memory) else { return taken };
+            self.turn -= 1;
             let head = chain.head_index();
             let parsed = chain::parse(chain, &memory, self.shared.disk);
             self.record.taken(head, parsed.fingerprint);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use btrfs_shadow::device::bare::{BareQueue, DiskPlace, RingPlace};
-use btrfs_shadow::device::limits::{MAX_COPIED, MAX_COPY};
+use btrfs_shadow::device::limits::{MAX_COPIED, MAX_COPY, TURN};
 use btrfs_shadow::engine::{Buffer, Completion, Engine, Erase};
 use btrfs_shadow::image::{EngineKind, Image, RawImage, RawOptions};
 use btrfs_shadow::tap::WritePlan;
@@ -26,7 +26,7 @@ fn patient_queue(engine: EngineKind, memory: &GuestMemoryMmap<()>) -> BareQueue 
     let image = Arc::new(RawImage::open_with(file.path(), raw).unwrap());
     let (tap, engine) = (TestTap::new(image.clone(), |_, _| WritePlan::Direct), image.engine().unwrap());
     let poll = Duration::from_secs(3600);
-    let disk = DiskPlace { len: SIZE, read_only: false, write_through: false, poll };
+    let disk = DiskPlace { len: SIZE, read_only: false, write_through: false, poll, turn: TURN };
     let queue = BareQueue::new(engine, tap, disk, memory.clone()).unwrap();
     queue.start(RING).unwrap();
     queue
@@ -140,7 +140,8 @@ fn copies_in_flight_are_bounded() {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 30).unwrap();
     let tap = TestTap::new(Arc::new(RawImage::open(file.path(), false).unwrap()), |_, _| WritePlan::Copy);
-    let disk = DiskPlace { len: 1 << 30, read_only: false, write_through: false, poll: Duration::ZERO };
+    let disk =
+        DiskPlace { len: 1 << 30, read_only: false, write_through: false, poll: Duration::ZERO, turn: TURN };
     let slow = SlowDisk::default();
     let mut queue = BareQueue::new(Box::new(slow.clone()), tap, disk, memory.clone()).unwrap();
     queue.start(RING).unwrap();

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -12,6 +13,8 @@ use btrfs_shadow::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle
 use btrfs_shadow::image::{Image, RawImage, RawOptions};
 use btrfs_shadow::tap::{CopyFate, Draining, Erase, HoldDone, Tap, WritePlan};
 use tempfile::TempDir;
+
+use crate::counting::Counting;
 
 /// Longer than anything here takes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -182,6 +185,8 @@ pub struct Setup {
     pub trouble: Option<u64>,
     pub raw: RawOptions,
     pub options: DeviceOptions,
+    /// What counts how often engines are asked for completions.
+    pub looks: Arc<AtomicU64>,
 }
 
 impl Default for Setup {
@@ -192,6 +197,7 @@ impl Default for Setup {
             trouble: None,
             raw: RawOptions::default(),
             options: DeviceOptions { num_queues: 4, ..Default::default() },
+            looks: Arc::default(),
         }
     }
 }
@@ -216,6 +222,7 @@ impl Setup {
             held: Mutex::default(),
             changed: Condvar::new(),
         });
+        let image = Arc::new(Counting { image, looks: self.looks });
         let socket = dir.path().join("vhost.sock");
         let stop = StopHandle::new().unwrap();
         let mut server =

@@ -2,6 +2,7 @@
 
 mod bare;
 mod client;
+mod counting;
 mod erase;
 mod frontend;
 mod harness;

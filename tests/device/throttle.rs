@@ -1,8 +1,11 @@
 //! Limits of requests and bytes a second: kept, for all queues together, and in nobody's way.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use btrfs_shadow::device::{DeviceOptions, Limits};
+use btrfs_shadow::image::{EngineKind, RawOptions};
 
 use crate::client::Client;
 use crate::frontend::{F_EVENT_IDX, F_FLUSH, FREE, Frontend, S_OK, T_FLUSH, T_IN, WRITE, chain, desc};
@@ -18,7 +21,10 @@ fn limited(iops: Option<u64>, bps: Option<u64>) -> Device {
 
 /// Makes `count` reads of `len` bytes on each queue, all at once; how long that takes.
 fn read_many(device: &Device, count: usize, len: usize) -> Duration {
-    let mut client = Client::connect(&device.socket, 2, 4 << 20);
+    read_all(&mut Client::connect(&device.socket, 2, 4 << 20), count, len)
+}
+
+fn read_all(client: &mut Client, count: usize, len: usize) -> Duration {
     let begun = Instant::now();
     for queue in &mut client.queues {
         (0..count).for_each(|n| queue.submit_read((n * len) as u64, n * len, len, n));
@@ -51,6 +57,29 @@ fn bytes_a_second_are_limited() {
     // 2 MiB; the last request of each queue is not waited for.
     let paid = Duration::from_secs(1) * (32 - 3) / 64;
     assert!(took >= paid - BURST, "2 MiB at 4 MiB a second took {took:?}");
+}
+
+/// However long a queue is held back, it does something only when it may go on or something has happened.
+#[test]
+fn a_throttled_queue_sleeps() {
+    for engine in [EngineKind::Auto, EngineKind::Sync] {
+        let looks = Arc::new(AtomicU64::new(0));
+        let options = DeviceOptions {
+            num_queues: 2,
+            limits: Limits { iops: Some(100), bps: None },
+            ..DeviceOptions::default()
+        };
+        let raw = RawOptions { engine, ..RawOptions::default() };
+        let device = Setup { options, raw, looks: looks.clone(), ..Setup::default() }.start();
+        let mut client = Client::connect(&device.socket, 2, 4 << 20);
+        read_all(&mut client, 25, 512);
+        // An alarm that still goes off would be seen.
+        std::thread::sleep(Duration::from_millis(200));
+        // For each request: a kick, its completion, and on either queue the alarm; and some looks for each of these. A
+        // queue that spins looks some hundred thousand times meanwhile.
+        let looks = looks.load(Ordering::Relaxed);
+        assert!((50..50 * 20).contains(&looks), "50 requests took {looks} looks");
+    }
 }
 
 /// A ring that waits for the throttle can be stopped at once, and goes on where it was.

@@ -42,6 +42,11 @@ pub const MAX_LEN: usize = 4096;
 /// What an input may take: what a queue may copy, the request that goes beyond it, and some more.
 const MEMORY: usize = MAX_COPIED + 8 * DISK as usize;
 
+/// Requests that a queue takes in a turn, and about as many as an input may have it take: a ring can be made so that each
+/// answer is another request.
+const TURN: usize = 256;
+const MOST: usize = 1024;
+
 /// Bytes of the disk.
 const DISK: u64 = 1 << 20;
 
@@ -145,6 +150,8 @@ struct Play<'a> {
     ring: RingPlace,
     /// What the next entry of the available ring is.
     available: u16,
+    /// Requests that were taken.
+    taken: usize,
     account: Account,
     scribbling: Option<(u64, u64, u8)>,
     other_table: bool,
@@ -165,6 +172,7 @@ impl<'a> Play<'a> {
             read_only: image.read_only(),
             write_through: how & 0x20 != 0,
             poll: if how & 0x40 != 0 { Duration::from_micros(20) } else { Duration::ZERO },
+            turn: TURN,
         };
         let memory = ground.guest.table(false);
         let (engine, conductor) = engine(means, image.as_ref(), &ground.disk);
@@ -181,6 +189,7 @@ impl<'a> Play<'a> {
             queue,
             ring: RingPlace { event_idx: how & 0x80 != 0, ..RING },
             available: 0,
+            taken: 0,
             account: Account::new(),
             scribbling: None,
             other_table: false,
@@ -194,7 +203,8 @@ impl<'a> Play<'a> {
             self.step();
         }
         self.hurry(true);
-        self.run_queue();
+        // Until it takes no more, if it is known how many there are.
+        while self.run_queue() == TURN && self.account.trust() != Trust::Nothing {}
         let next = self.stop();
         self.account.close(self.available, next);
     }
@@ -211,7 +221,8 @@ impl<'a> Play<'a> {
                 let head = self.script.u8();
                 self.offer(head.into(), Vec::new());
             }
-            step::RUN => self.run_queue(),
+            step::RUN if self.taken < MOST => drop(self.run_queue()),
+            step::RUN => {}
             step::WRITE => {
                 self.account.untidy();
                 let (at, len) = (self.address(), self.script.u8());
@@ -259,9 +270,9 @@ impl<'a> Play<'a> {
         }
     }
 
-    /// Everything that is available is taken, whatever is done to memory meanwhile.
-    fn run_queue(&mut self) {
-        match self.scribbling {
+    /// Everything that is available is taken, up to a turn, whatever is done to memory meanwhile; how much that was.
+    fn run_queue(&mut self) -> usize {
+        let taken = match self.scribbling {
             None => self.queue.run(),
             Some((start, len, seed)) => {
                 let stop = AtomicBool::new(false);
@@ -269,12 +280,15 @@ impl<'a> Play<'a> {
                     scope.spawn(|| self.guest.scribble(start, len, seed, &stop));
                     // Even if the queue panics: the other thread must end.
                     let _stop = OnDrop(&stop);
-                    self.queue.run();
-                });
+                    self.queue.run()
+                })
             }
-        }
+        };
+        assert!(taken <= TURN, "a turn without an end");
+        self.taken += taken;
         self.account.resumed();
         self.account.look(&self.memory, self.ring, self.available);
+        taken
     }
 
     /// Whether nothing waits for the input any more.
