@@ -154,6 +154,12 @@ impl BareQueue {
         self.worker.run(&self.vring)
     }
 
+    /// Whether the queue has something left to do, and has made its thread's event loop call it again.
+    #[must_use]
+    pub fn is_called_back(&self) -> bool {
+        self.worker.is_called_back()
+    }
+
     /// Replaces guest memory, as SET_MEM_TABLE does.
     pub fn set_memory(&self, memory: GuestMemoryMmap<()>) {
         if let Ok(guard) = self.memory.lock() {

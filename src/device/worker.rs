@@ -153,6 +153,11 @@ impl Worker {
         self.pending.len() + self.left_over.len()
     }
 
+    /// Whether an answer waits, or the worker itself wants to be woken.
+    pub(super) fn is_called_back(&self) -> bool {
+        self.answers.any()
+    }
+
     fn serve(&mut self, vring: &Vring) {
         let mut announced = false;
         loop {

@@ -52,6 +52,31 @@ fn a_broken_ring_does_not_keep_its_queue_looking() {
     }
 }
 
+/// The used ring lies over the available ring, so that each answer is another request: the queue comes back all the same,
+/// wants to be called again, and can be stopped.
+#[test]
+fn a_ring_that_feeds_itself_does_not_keep_its_queue() {
+    for engine in [EngineKind::Auto, EngineKind::Sync] {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 16)]).unwrap();
+        let mut queue = patient_queue(engine, &memory);
+        queue.stop();
+        // Answers are given ahead of what is taken.
+        let ring = RingPlace { used: RING.available, next: 4, ..RING };
+        memory.write_obj(5u16, GuestAddress(ring.available + 2)).unwrap();
+        queue.start(ring).unwrap();
+        let (done, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            let taken = [queue.run(), queue.run(), queue.run()];
+            done.send((taken, queue.is_called_back(), queue.in_flight())).unwrap();
+            let next = queue.stop();
+            queue.run();
+            done.send(([next.into(), 0, 0], queue.is_called_back(), queue.in_flight()))
+        });
+        assert_eq!(ended.recv_timeout(PATIENCE), Ok(([TURN; 3], true, 0)));
+        assert_eq!(ended.recv_timeout(PATIENCE), Ok(([4 + 3 * TURN, 0, 0], false, 0)));
+    }
+}
+
 /// A disk that takes everything, and completes nothing until it is told to.
 #[derive(Default)]
 struct Slow {
@@ -115,10 +140,11 @@ impl Engine for SlowDisk {
     }
 }
 
-/// A guest with little memory asks for much of it to be copied: the same 64 KiB, a thousand times a request.
-#[test]
-fn copies_in_flight_are_bounded() {
-    const REQUESTS: u16 = 16;
+/// Requests of [`greedy_guest`].
+const REQUESTS: u16 = 16;
+
+/// A guest with little memory that writes much of it: the same 64 KiB, a thousand times a request.
+fn greedy_guest() -> GuestMemoryMmap<()> {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
     let put = |at: u64, desc: Desc| {
         let words = desc.addr.to_le_bytes().into_iter().chain(desc.len.to_le_bytes());
@@ -132,19 +158,17 @@ fn copies_in_flight_are_bounded() {
     for (slot, desc) in chain(0, &descs).into_iter().enumerate() {
         put(table + slot as u64 * 16, desc);
     }
-    put(RING.descriptors, desc(table, descs.len() as u32 * 16, INDIRECT));
+    for head in 0..REQUESTS {
+        put(RING.descriptors + u64::from(head) * 16, desc(table, descs.len() as u32 * 16, INDIRECT));
+        memory.write_obj(head, GuestAddress(RING.available + 4 + u64::from(head) * 2)).unwrap();
+    }
     memory.write_obj(T_OUT, GuestAddress(header)).unwrap();
     memory.write_obj(REQUESTS, GuestAddress(RING.available + 2)).unwrap();
+    memory
+}
 
-    // All that is written is zeros, as a hole is.
-    let file = tempfile::NamedTempFile::new().unwrap();
-    file.as_file().set_len(1 << 30).unwrap();
-    let tap = TestTap::new(Arc::new(RawImage::open(file.path(), false).unwrap()), |_, _| WritePlan::Copy);
-    let disk =
-        DiskPlace { len: 1 << 30, read_only: false, write_through: false, poll: Duration::ZERO, turn: TURN };
-    let slow = SlowDisk::default();
-    let mut queue = BareQueue::new(Box::new(slow.clone()), tap, disk, memory.clone()).unwrap();
-    queue.start(RING).unwrap();
+/// Has all requests answered, by a disk that is slow, and looks at how much is copied.
+fn assert_bounded(queue: &mut BareQueue, slow: &SlowDisk, memory: &GuestMemoryMmap<()>) {
     let used = || memory.read_obj::<u16>(GuestAddress(RING.used + 2)).unwrap();
     let mut rounds = 0;
     while used() < REQUESTS {
@@ -157,4 +181,32 @@ fn copies_in_flight_are_bounded() {
         assert!(rounds <= REQUESTS, "{} of {REQUESTS} requests answered", used());
     }
     assert_eq!(queue.in_flight(), 0);
+}
+
+#[test]
+fn copies_in_flight_are_bounded() {
+    let memory = greedy_guest();
+    // All that is written is zeros, as a hole is.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 30).unwrap();
+    let image = Arc::new(RawImage::open(file.path(), false).unwrap());
+    let disk =
+        DiskPlace { len: 1 << 30, read_only: false, write_through: false, poll: Duration::ZERO, turn: TURN };
+    let slow = SlowDisk::default();
+    let copies = TestTap::new(image.clone(), |_, _| WritePlan::Copy);
+    let mut queue = BareQueue::new(Box::new(slow.clone()), copies, disk, memory.clone()).unwrap();
+    queue.start(RING).unwrap();
+    assert_bounded(&mut queue, &slow, &memory);
+
+    // None of them is copied, all are in flight, and the process is killed; the next one has to copy them.
+    let memory = greedy_guest();
+    let direct = TestTap::new(image.clone(), |_, _| WritePlan::Direct);
+    let mut queue = BareQueue::new(Box::<SlowDisk>::default(), direct, disk, memory.clone()).unwrap();
+    queue.start(RING).unwrap();
+    queue.run();
+    assert_eq!(queue.in_flight(), usize::from(REQUESTS));
+    let (slow, copies) = (SlowDisk::default(), TestTap::new(image, |_, _| WritePlan::Copy));
+    queue.killed(Box::new(slow.clone()), copies).unwrap();
+    queue.start(RING).unwrap();
+    assert_bounded(&mut queue, &slow, &memory);
 }

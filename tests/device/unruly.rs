@@ -4,7 +4,9 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use btrfs_shadow::device::limits::TURN;
 use btrfs_shadow::tap::WritePlan;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -124,6 +126,29 @@ fn rings_that_overlap() {
         drop(frontend);
         serves_on(&device, what);
     }
+}
+
+/// Each answer is another request, without end: turn after turn is taken, nobody kicks, and the ring can be stopped.
+#[test]
+fn a_ring_that_feeds_itself() {
+    let device = Setup::default().start();
+    let mut frontend = Frontend::connect(&device.socket, F_FLUSH);
+    frontend.stop_ring();
+    let available = 0x1000;
+    let index = GuestAddress(available + 2);
+    (frontend.avail, frontend.used) = (4, 5);
+    frontend.memory.store(frontend.used, index, Ordering::Release).unwrap();
+    frontend.start_ring_at([0, available, available]);
+    frontend.kick();
+    let deadline = Instant::now() + PATIENCE;
+    let passed = || frontend.memory.load::<u16>(index, Ordering::Acquire).unwrap().wrapping_sub(5);
+    while usize::from(passed()) <= TURN {
+        assert!(Instant::now() < deadline, "it ends with its first turn");
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    frontend.stop_ring();
+    drop(frontend);
+    serves_on(&device, "a ring without an end");
 }
 
 /// Another virtual CPU scribbles over rings, descriptors, headers and data all the while, and rings are stopped, started and
