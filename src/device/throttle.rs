@@ -14,9 +14,9 @@ use super::limits::THROTTLE_BURST;
 /// Limits; `None` is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Reads, writes, discards and write zeroes requests a second.
+    /// Reads, writes, discards and write zeroes requests a second, and those that are refused.
     pub iops: Option<u64>,
-    /// Bytes that are read and written a second.
+    /// Bytes that are read and written a second, zeros by write zeroes requests among them.
     pub bps: Option<u64>,
 }
 

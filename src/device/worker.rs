@@ -267,13 +267,17 @@ impl Worker {
         true
     }
 
-    /// A request was taken: what it costs.
-    fn pay(&self, request: &Request) {
+    /// A request was taken: what it costs. Zeros may have to be written, byte for byte; a range that is only given back
+    /// isn't. What is refused is a request all the same.
+    fn pay(&self, request: Option<&Request>) {
         let Some(throttle) = &self.shared.throttle else { return };
         match request {
-            Request::Read { data, .. } | Request::Write { data, .. } => throttle.put(data.len() as u64),
-            Request::Erase { .. } => throttle.put(0),
-            Request::Flush | Request::GetId { .. } => {}
+            Some(Request::Read { data, .. } | Request::Write { data, .. }) => throttle.put(data.len() as u64),
+            Some(Request::Erase { kind: Erase::Zeroes { .. }, ranges }) => {
+                throttle.put(ranges.iter().map(|(_, len)| len).sum());
+            }
+            Some(Request::Erase { kind: Erase::Discard, .. }) | None => throttle.put(0),
+            Some(Request::Flush | Request::GetId { .. }) => {}
         }
     }
 
@@ -319,6 +323,7 @@ impl Worker {
             copied: 0,
             erasing: Vec::new(),
         };
+        self.pay(parsed.request.as_ref().ok());
         match parsed.request {
             Err(refusal) => {
                 if let Refusal::Malformed(reason) = refusal {
@@ -327,7 +332,6 @@ impl Worker {
                 self.answer(pending, refusal.status(), 0);
             }
             Ok(request) => {
-                self.pay(&request);
                 let token = self.pending.insert(pending);
                 if self.guarded(|worker| worker.carry_out(token, request)).is_none() {
                     self.finish(token, IOERR, 0);

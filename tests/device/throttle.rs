@@ -9,7 +9,7 @@ use btrfs_shadow::image::{EngineKind, RawOptions};
 
 use crate::client::Client;
 use crate::frontend::{F_EVENT_IDX, F_FLUSH, FREE, Frontend, S_OK, T_FLUSH, T_IN, WRITE, chain, desc};
-use crate::harness::{Device, Setup};
+use crate::harness::{Device, PATIENCE, Setup};
 
 /// What is left unused may be used so much later.
 const BURST: Duration = btrfs_shadow::device::limits::THROTTLE_BURST;
@@ -79,6 +79,42 @@ fn a_throttled_queue_sleeps() {
         // queue that spins looks some hundred thousand times meanwhile.
         let looks = looks.load(Ordering::Relaxed);
         assert!((50..50 * 20).contains(&looks), "50 requests took {looks} looks");
+    }
+}
+
+/// What is a way round one of the limits for nobody: zeros that the device writes itself, and requests that it refuses.
+#[test]
+fn zeros_are_bytes_and_a_refused_request_is_a_request() {
+    // Type and number of sectors, the limit, and how long the next request has to wait: hours, where there are bytes to pay
+    // for, and nearly a second for a request.
+    let (bytes, requests) = ((None, Some(1)), (Some(1), None));
+    let (no_time, hours, second) = (Duration::ZERO, Duration::MAX, Duration::from_secs(1) - BURST);
+    for (kind, count, (iops, bps), wait) in [
+        (13u32, 8u32, bytes, hours),
+        (11, 8, bytes, no_time),
+        (13, 0, bytes, no_time),
+        (99, 8, bytes, no_time),
+        (11, 8, requests, second),
+        (13, u32::MAX, requests, second),
+        (99, 8, requests, second),
+    ] {
+        let device = limited(iops, bps);
+        let mut frontend = Frontend::connect(&device.socket, F_FLUSH);
+        let data = FREE + 0x1000;
+        frontend.fill(data, &[&[0; 8][..], &count.to_le_bytes(), &[0; 4]].concat());
+        frontend.put_header(FREE, kind, 0);
+        let (header, status) = (desc(FREE, 16, 0), desc(FREE + 16, 1, WRITE));
+        let begun = Instant::now();
+        frontend.request(&chain(0, &[header, desc(data, 16, 0), status]));
+        frontend.put_header(FREE, T_IN, 0);
+        frontend.put_chain(&chain(0, &[header, desc(data, 512, WRITE), status]));
+        frontend.offer(0);
+        frontend.kick();
+        let patience = if wait == hours { Duration::from_millis(100) } else { PATIENCE };
+        let answer = frontend.used_within(patience);
+        let took = begun.elapsed();
+        let is_right = if wait == hours { answer.is_none() } else { answer.is_some() && took >= wait };
+        assert!(is_right, "type {kind}, {count} sectors: {answer:?} after {took:?}");
     }
 }
 
