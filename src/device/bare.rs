@@ -95,6 +95,7 @@ impl BareQueue {
             write_through: AtomicBool::new(disk.write_through),
             poll: disk.poll,
             turn: disk.turn,
+            copied: Arc::default(),
         });
         let vring = Vring::new(memory.clone(), MAX_QUEUE_SIZE as u16).map_err(io::Error::other)?;
         let worker = Worker::new(0, shared, engine, record.queue(0))?;

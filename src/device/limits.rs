@@ -41,8 +41,8 @@ pub const MAX_DESCRIPTORS: usize = 1024;
 /// Bytes of a write that has to be copied. A longer one fails with an I/O error.
 pub const MAX_COPY: usize = 64 << 20;
 
-/// Bytes copied out of guest memory per queue, being written or held back for a verdict. Beyond it the queue takes no
-/// further requests until one is answered; the one that goes beyond it is still taken.
+/// Bytes copied out of guest memory on all queues, being written or held back for a verdict. Beyond it a queue takes no
+/// further requests until one of its own that was copied is answered; one on each queue may go beyond it.
 pub const MAX_COPIED: usize = 128 << 20;
 
 /// Requests that are taken from a ring before completions are delivered and the stop signal is looked at.

@@ -19,6 +19,7 @@ pub mod bare;
 mod bridge;
 mod chain;
 mod config;
+mod copies;
 mod held;
 mod in_flight;
 mod inflight;

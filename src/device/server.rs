@@ -216,6 +216,7 @@ impl Core<'_> {
             write_through: AtomicBool::new(false),
             poll: self.options.poll,
             turn: TURN,
+            copied: Arc::default(),
         });
         let backend = Backend::new(shared, self.image.as_ref(), self.options.num_queues);
         let backend = Arc::new(backend.map_err(DeviceError::Session)?);

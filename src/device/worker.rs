@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tracing::{error, warn};
@@ -20,10 +20,11 @@ use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddressSpace};
 
 use super::chain::{self, Disk, Parsed, Refusal, Request};
+use super::copies::Copies;
 use super::held::Answers;
 use super::in_flight::{InFlight, Pending, Stage};
 use super::inflight::{QueueRecord, Record};
-use super::limits::{BATCH, MAX_COMPLAINTS, MAX_COPIED, MAX_COPY};
+use super::limits::{BATCH, MAX_COMPLAINTS, MAX_COPY};
 use super::poll::Poll;
 use super::stop::wait_readable;
 use super::throttle::{Alarm, Throttle};
@@ -57,6 +58,8 @@ pub(super) struct Shared {
     pub(super) poll: Duration,
     /// Requests that are taken in a turn.
     pub(super) turn: usize,
+    /// Bytes that were copied for requests in flight.
+    pub(super) copied: Arc<AtomicUsize>,
 }
 
 /// The state of one queue.
@@ -78,8 +81,8 @@ pub(super) struct Worker {
     pending: InFlight,
     poll: Poll,
     held_bytes: usize,
-    /// Bytes copied out of guest memory for requests in flight, those held among them.
-    copied_bytes: usize,
+    /// Of requests in flight, those held among them.
+    copies: Copies,
     /// Requests that may still be taken in this turn.
     turn: usize,
     unsignalled: bool,
@@ -97,6 +100,7 @@ impl Worker {
         record: QueueRecord,
     ) -> io::Result<Self> {
         let poll = shared.poll;
+        let copies = Copies::new(shared.copied.clone());
         let alarm = shared.throttle.as_ref().map(|_| Alarm::new()).transpose()?;
         Ok(Self {
             queue,
@@ -111,7 +115,7 @@ impl Worker {
             pending: InFlight::default(),
             poll: Poll::new(poll),
             held_bytes: 0,
-            copied_bytes: 0,
+            copies,
             turn: 0,
             unsignalled: false,
             complaints: Budget::default(),
@@ -284,13 +288,12 @@ impl Worker {
     /// Whether the guest has to wait: for its own sake the ring can't have more requests in flight than it has
     /// descriptors, and copies take memory: a guest can make much of little by naming the same memory again and again.
     fn is_full(&self, vring: &Vring) -> bool {
-        self.pending.len() >= usize::from(vring.get_ref().get_queue().size())
-            || self.copied_bytes >= MAX_COPIED
+        self.pending.len() >= usize::from(vring.get_ref().get_queue().size()) || self.copies.are_many()
     }
 
     fn take_batch(&mut self, vring: &Vring) -> usize {
         for taken in 0..BATCH {
-            if self.turn == 0 || self.copied_bytes >= MAX_COPIED || self.is_throttled() {
+            if self.turn == 0 || self.copies.are_many() || self.is_throttled() {
                 return taken;
             }
             let memory = self.shared.memory.memory().into_inner();
@@ -375,7 +378,7 @@ impl Worker {
         }
         if let Some(pending) = self.pending.get_mut(token) {
             pending.copied = len;
-            self.copied_bytes += len;
+            self.copies.add(len);
         }
         let mut bytes = data.to_vec();
         let fate = tap.copied(offset, &mut bytes);
@@ -535,7 +538,7 @@ impl Worker {
             if let Stage::Held { len } = pending.stage {
                 self.held_bytes -= len;
             }
-            self.copied_bytes -= pending.copied;
+            self.copies.give_back(pending.copied);
             self.answer(pending, status, len);
         }
     }

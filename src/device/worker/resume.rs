@@ -21,7 +21,6 @@ use super::{Vring, Worker, on_live_ring};
 use crate::device::Memory;
 use crate::device::chain::{self, Parsed};
 use crate::device::inflight::{Place, Ring, TakenUp};
-use crate::device::limits::MAX_COPIED;
 use crate::tap::Draining;
 
 /// Bytes before the entries of an available ring, and of an entry.
@@ -81,7 +80,7 @@ impl Worker {
     /// Begins again what was in flight, as far as copies have room; whether there was any.
     pub(super) fn begin_left_over(&mut self) -> bool {
         let mut begun_any = false;
-        while self.copied_bytes < MAX_COPIED
+        while !self.copies.are_many()
             && let Some((place, head)) = self.left_over.next()
         {
             let memory = self.shared.memory.memory().into_inner();
