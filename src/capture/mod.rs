@@ -11,7 +11,8 @@ mod preserve;
 mod regions;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use crossbeam_channel::Sender;
@@ -39,6 +40,14 @@ pub const SUPER_SIZE: u64 = parser::superblock::SIZE as u64;
 
 /// Byte offset of the primary super block, whose write is the commit.
 pub const PRIMARY_SUPER: u64 = OFFSETS[0];
+
+/// Messages that may wait for the verifier's thread until a guest that does harm is made to wait: it can do so faster than
+/// is reported.
+const BACKLOG: usize = 8192;
+
+/// How long each of its writes waits then. Short, so that a ring that is stopped stops soon, and nobody waits for one who
+/// waits for him.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(10);
 
 /// What the verifier's thread is told, in the order in which it happened.
 pub enum Message {
@@ -125,6 +134,7 @@ pub struct CaptureShared {
     pub guard: Guard,
     /// Watches for what will be committed next.
     pub foresight: Foresight,
+    erasure_told: AtomicBool,
 }
 
 impl CaptureShared {
@@ -141,6 +151,7 @@ impl CaptureShared {
             counters: CaptureCounters::default(),
             foresight: Foresight::default(),
             policy: Policy::default(),
+            erasure_told: AtomicBool::new(false),
         }
     }
 
@@ -149,6 +160,12 @@ impl CaptureShared {
     pub fn with_policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
+    }
+
+    /// The verifier is about to look at what is left where the super block was erased: what is erased from now on, it has to
+    /// be told.
+    pub fn looks_at_erasure(&self) {
+        self.erasure_told.store(false, Ordering::SeqCst);
     }
 
     /// A write was carried out: the image holds something else now.
@@ -204,6 +221,9 @@ impl Capture {
         let counts = !incident.if_barriers || guard.barriers_trusted();
         let refused = counts && self.shared.policy.may_refuse();
         if counts {
+            if self.verifier.len() >= BACKLOG {
+                std::thread::sleep(BACKLOG_PAUSE);
+            }
             self.tell(Message::Harm(Box::new(incident), refused));
         }
         !refused
@@ -310,13 +330,17 @@ impl Tap for Capture {
 
     fn erased(&self, offset: u64, len: u64) {
         self.shared.cache.invalidate(offset, len);
-        if touches_super(PRIMARY_SUPER, offset, len) {
+        // Whoever erases it again and again has it looked at once.
+        if touches_super(PRIMARY_SUPER, offset, len) && !self.shared.erasure_told.swap(true, Ordering::SeqCst)
+        {
             self.tell(Message::SuperErased);
         }
     }
 
     fn hold(&self, offset: u64, bytes: Vec<u8>, done: HoldDone) {
         let submitted = std::time::Instant::now();
+        // What is erased after this write is another matter.
+        self.shared.erasure_told.store(false, Ordering::SeqCst);
         self.tell(Message::SuperWrite(HeldWrite { offset, bytes, submitted, done }));
     }
 
@@ -336,5 +360,59 @@ impl Tap for Capture {
 
     fn disconnected(&self) {
         self.tell(Message::Disconnected);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use crossbeam_channel::{Receiver, unbounded};
+    use shadow::Code;
+
+    use super::*;
+    use crate::image::RawImage;
+
+    fn capture() -> (Capture, Receiver<Message>) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let image = Arc::new(RawImage::open(file.path(), false).unwrap());
+        let (sender, receiver) = unbounded();
+        (Capture::new(Arc::new(CaptureShared::new(image, 1 << 20)), sender, None), receiver)
+    }
+
+    /// A guest that erases the super block all the time doesn't fill memory with it, and none of it is missed.
+    #[test]
+    fn an_erasure_is_told_once_until_somebody_looks_or_writes() {
+        let (capture, messages) = capture();
+        let erase = || (0..100).for_each(|_| capture.erased(PRIMARY_SUPER, 4096));
+        let told = || messages.try_iter().count();
+        capture.erased(0, PRIMARY_SUPER);
+        assert_eq!(told(), 0);
+        erase();
+        assert_eq!(told(), 1, "one that has not been looked at");
+        erase();
+        assert_eq!(told(), 0);
+        capture.shared.looks_at_erasure();
+        erase();
+        assert_eq!(told(), 1);
+        capture.hold(PRIMARY_SUPER, vec![0; 4096], Box::new(|_| ()));
+        erase();
+        assert_eq!(told(), 2, "a write, and what is erased after it");
+    }
+
+    /// A guest that does harm faster than it is reported is slowed down.
+    #[test]
+    fn harm_is_not_told_faster_than_it_is_heard() {
+        const MORE: u32 = 20;
+        let (capture, messages) = capture();
+        let harm = || {
+            let violation = Violation::new(Code::WriteNotFlushed, 4096, 4096, "harm");
+            assert!(capture.may(Some(Incident { violation, if_barriers: false })));
+        };
+        (0..BACKLOG).for_each(|_| harm());
+        let begun = Instant::now();
+        (0..MORE).for_each(|_| harm());
+        assert!(begun.elapsed() >= BACKLOG_PAUSE * MORE);
+        assert_eq!(messages.len(), BACKLOG + MORE as usize, "none is lost");
     }
 }

@@ -170,6 +170,7 @@ impl FileSystem {
 
     /// What was at the place of the primary super block is gone, or may be.
     pub fn super_erased(&mut self) {
+        self.shared.looks_at_erasure();
         self.detach();
         self.open("super block erased");
     }
