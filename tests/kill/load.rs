@@ -40,6 +40,9 @@ pub struct Load {
     writes: u64,
     flying: HashMap<(usize, usize), Request>,
     commits: VecDeque<Vec<Op>>,
+    begun: usize,
+    /// How many may be begun in all, for now.
+    allowed: usize,
     /// What the running commit has left: steps, writes of the step, and how many of those are unanswered.
     steps: VecDeque<Op>,
     left: Vec<(u64, Vec<u8>)>,
@@ -57,6 +60,8 @@ impl Load {
             writes: 0,
             flying: HashMap::new(),
             commits: commits.map(|commit| commit.ops()).collect(),
+            begun: 0,
+            allowed: usize::MAX,
             steps: VecDeque::new(),
             left: Vec::new(),
             unanswered: 0,
@@ -72,7 +77,17 @@ impl Load {
 
     /// Whether all commits were made.
     pub fn commits_done(&self) -> bool {
-        self.commits.is_empty() && self.steps.is_empty() && self.left.is_empty() && self.unanswered == 0
+        self.commits.is_empty() && !self.is_committing()
+    }
+
+    /// Whether a commit is under way: begun, and not all of it answered.
+    pub fn is_committing(&self) -> bool {
+        !self.steps.is_empty() || !self.left.is_empty() || self.unanswered > 0
+    }
+
+    /// Begins no more than so many commits in all, until this is called again.
+    pub fn allow_commits(&mut self, count: usize) {
+        self.allowed = count;
     }
 
     /// Submits as much as there is room for.
@@ -140,7 +155,11 @@ impl Load {
             return None;
         }
         if self.steps.is_empty() {
+            if self.begun >= self.allowed {
+                return None;
+            }
             self.steps = self.commits.pop_front()?.into();
+            self.begun += 1;
         }
         match self.steps.pop_front()? {
             Op::Blocks(changes) => {

@@ -5,6 +5,7 @@ mod guest;
 mod load;
 mod process;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -22,8 +23,13 @@ use testkit::Spec;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What processes are started with, in turn.
-const ENGINES: [&[&str]; 3] =
-    [&[], &["--io-engine", "sync"], &["--poll-us", "0", "--on-violation", "reject"]];
+const ENGINES: [&[&str]; 5] = [
+    &[],
+    &["--io-engine", "sync"],
+    &["--io-engine", "io-uring", "--poll-us", "0", "--on-violation", "reject"],
+    &["--direct-io"],
+    &["--direct-io", "--poll-us", "0"],
+];
 
 /// Attempts to catch the backend with requests in flight.
 const ATTEMPTS: usize = 500;
@@ -75,7 +81,7 @@ impl Scene {
     /// All commits are there, byte for byte, and `btrfs check` agrees.
     fn assert_committed(&self) {
         let image = File::open(self.image()).unwrap();
-        let mut expected = std::collections::BTreeMap::new();
+        let mut expected = BTreeMap::new();
         for change in self.history.steps.iter().flat_map(replay::Step::changes) {
             for (n, page) in change.bytes.chunks(4096).enumerate() {
                 expected.insert(change.offset + n as u64 * 4096, page);
@@ -107,7 +113,8 @@ fn catch(service: &Service, load: &mut Load, guest: &mut Guest, rng: &mut Rng) -
     0
 }
 
-fn assert_clean(service: &Service) -> usize {
+/// Every commit that there is an event about was clean, and was written; their generations.
+fn assert_clean(service: &Service) -> BTreeSet<u64> {
     let events = service.events();
     let of = |kind: &str| events.iter().filter(|event| event["event"] == kind).collect::<Vec<_>>();
     assert_eq!(of("violation"), Vec::<&serde_json::Value>::new());
@@ -118,37 +125,64 @@ fn assert_clean(service: &Service) -> usize {
             "{commit:#}"
         );
     }
-    of("commit").len()
+    of("commit").iter().map(|commit| commit["generation"].as_u64().expect("a generation")).collect()
 }
 
+/// What was going on at the kills.
+#[derive(Default)]
+struct Tally {
+    /// Kills with requests in flight, and how many those were.
+    kills: usize,
+    requests: usize,
+    /// Kills in the middle of a commit.
+    committing: usize,
+    /// Kills that came when nothing was in flight: those are made again.
+    idle: usize,
+}
+
+/// Both the writes and the commits go on until the last kill, and each kill that counts has requests in flight.
 #[test]
 fn killed_under_load() {
     let kills = kills();
-    let scene = Scene::new(24);
+    let scene = Scene::new(kills + kills / 5);
+    let steps = &scene.history.steps;
     let image = File::open(scene.image()).unwrap();
     let mut load = scene.load(1);
     let mut rng = Rng::new(2);
     let (mut service, mut guest) = (Service::new(scene.image()), Guest::new());
     service.start(ENGINES[0]);
     guest.connect(&service.socket());
-    let (mut with_requests, mut requests) = (0, 0);
-    for kill in 1..=kills {
+    let mut tally = Tally::default();
+    while tally.kills < kills {
+        // Some are always left for the kills to come.
+        load.allow_commits(steps.len() * (tally.kills + 1) / (kills + 1));
         load.run(&mut guest, rng.below(150));
-        // Now and then wherever it is, the other times with requests in flight.
-        let caught = if kill % 5 == 0 { 0 } else { catch(&service, &mut load, &mut guest, &mut rng) };
+        // Now and then wherever it is, and else stopped first, so as to be sure.
+        if rng.below(4) == 0 {
+            load.fill(&mut guest);
+            std::thread::sleep(Duration::from_micros(rng.below(400) as u64));
+        } else {
+            catch(&service, &mut load, &mut guest, &mut rng);
+        }
         service.kill();
+        let requests = service.recorded();
         guest.lose_connection();
         load.take(&mut guest);
         load.assert_image(&image);
-        with_requests += usize::from(caught > 0);
-        requests += caught;
-        service.start(ENGINES[kill % ENGINES.len()]);
+        assert!(!load.commits_done(), "the load was over before the last kill");
+        tally.committing += usize::from(load.is_committing() && requests > 0);
+        tally.kills += usize::from(requests > 0);
+        tally.requests += requests;
+        tally.idle += usize::from(requests == 0);
+        assert!(tally.idle <= kills, "{} kills with nothing in flight", tally.idle);
+        service.start(ENGINES[(tally.kills + tally.idle) % ENGINES.len()]);
         guest.connect(&service.socket());
-        if kill % 2 == 0 {
+        if rng.below(2) == 0 {
             load.drain(&mut guest);
             load.assert_image(&image);
         }
     }
+    load.allow_commits(usize::MAX);
     while !load.commits_done() {
         load.run(&mut guest, 1);
     }
@@ -157,16 +191,18 @@ fn killed_under_load() {
     service.terminate();
     load.assert_image(&image);
     scene.assert_committed();
+    // Each is judged, and told, before its super block is written.
     let commits = assert_clean(&service);
-    // One that was killed after the write and before its event has nothing to say about it.
-    assert!(commits > 0 && commits + kills >= scene.history.steps.len(), "{commits} commits");
-    assert!(with_requests * 2 > kills, "{with_requests} of {kills} kills with requests in flight");
+    assert_eq!(commits, steps.iter().map(|step| step.to).collect());
+    assert!(tally.committing * 4 > kills, "{} of {kills} kills in the middle of a commit", tally.committing);
     assert!(!service.record().exists());
+    let Tally { kills, requests, committing, idle } = tally;
     println!(
-        "{kills} kills, {with_requests} of them with requests in flight ({requests}); {} requests answered, {commits} of \
-         {} commits verified, nothing lost",
+        "{kills} kills, all with requests in flight ({requests}), {committing} in the middle of a commit, and {idle} besides with \
+         nothing in flight; {} requests answered, {} of {} commits verified, nothing lost",
         load.answered,
-        scene.history.steps.len()
+        commits.len(),
+        steps.len()
     );
 }
 
@@ -198,7 +234,7 @@ fn replaced_under_load() {
     guest.disconnect();
     service.terminate();
     scene.assert_committed();
-    assert_eq!(assert_clean(&service), scene.history.steps.len());
+    assert_eq!(assert_clean(&service).len(), scene.history.steps.len());
 }
 
 /// What a record says of one guest's ring is never applied to another's, nor is what was scribbled into it.
