@@ -157,10 +157,10 @@ fn a_refused_commit_leaves_the_last_good_one() {
     common::script("reject", &["extent-refs", "lose-block", "root-address", "log-lost"]);
 }
 
-/// The backend is killed and started again under a guest, which doesn't notice.
+/// The backend is killed or told to end under a guest, and started again: the guest doesn't notice.
 #[test]
-fn the_backend_is_killed_under_a_guest() {
-    common::script("kill-backend", &["--kills", "0", "--guest-kills", "5"]);
+fn the_backend_is_killed_and_upgraded_under_a_guest() {
+    common::script("kill-backend", &["--kills", "0", "--guest-kills", "3", "--upgrades", "2"]);
 }
 
 /// A commit is paused in a guest at work, and QEMU stops the virtual machine; decided on, both go on.
