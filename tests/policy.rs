@@ -411,6 +411,33 @@ fn a_warning_refuses_nothing() {
     }
 }
 
+/// A super block that nothing can be mounted with is refused where that is an error, and the report says so.
+#[test]
+fn a_super_block_that_is_none_is_refused_and_the_report_says_so() {
+    let warn = ["--once", "--on-violation", "reject", "--rule", "tree/super-block=warn"];
+    for (options, refuses) in [(&warn[..3], true), (&warn[..1], false), (&warn, false)] {
+        let scene = scene();
+        let backend = scene.start(options);
+        let mut driver = backend.connect();
+        let mut broken = scene.sound.supers[0].clone();
+        broken.bytes[2000] ^= 4;
+        write_blocks(&mut driver, &scene.sound);
+        assert_eq!(driver.attempt(&broken), !refuses);
+        if refuses {
+            scene.assert_last_good();
+            assert_eq!(commit(&mut driver, &scene.sound, &mut Rng::new(8)), (true, Some(true)));
+        }
+        drop(driver);
+        let outcome = backend.wait();
+        let [found] = outcome.all_violations().try_into().expect("one violation");
+        let what = "the super block is written with wrong content: checksum verify failed";
+        let fate = if refuses { "; the write was refused" } else { "" };
+        assert_eq!((found.code.as_str(), found.message), ("tree/super-block", format!("{what}{fate}")));
+        assert_eq!(found.is_error, options.len() < warn.len());
+        assert_eq!(outcome.code == Some(1), found.is_error);
+    }
+}
+
 /// The other end of a monitor's socket: answers commands as QEMU does, and notes them.
 struct FakeMonitor {
     path: PathBuf,

@@ -146,11 +146,7 @@ impl FileSystem {
 
     /// A write did harm, or would have.
     pub fn harm(&mut self, incident: Incident, refused: bool) {
-        let mut violation = incident.violation;
-        if refused {
-            violation.message.push_str("; the write was refused");
-        }
-        self.report_write(violation);
+        self.report_write(with_fate(incident.violation, refused));
     }
 
     /// A flush was left out.
@@ -158,14 +154,15 @@ impl FileSystem {
         self.report_write(violation);
     }
 
-    /// A whole super block was written with which nothing can be mounted.
-    pub(super) fn invalid_super(&mut self, superblock: &[u8]) {
+    /// A whole super block was written with which nothing can be mounted, or would have been.
+    pub(super) fn invalid_super(&mut self, superblock: &[u8], refused: bool) {
         let why = match SuperBlock::parse(superblock) {
             Ok(_) => "checksum verify failed".to_owned(),
             Err(error) => error.to_string(),
         };
         let message = format!("the super block is written with wrong content: {why}");
-        self.report_write(Violation::new(Code::TreeSuperBlock, PRIMARY_SUPER, SUPER_SIZE, message));
+        let violation = Violation::new(Code::TreeSuperBlock, PRIMARY_SUPER, SUPER_SIZE, message);
+        self.report_write(with_fate(violation, refused));
     }
 
     /// What was at the place of the primary super block is gone, or may be.
@@ -186,6 +183,14 @@ impl FileSystem {
         }
         self.violation(generation, "write", &violation);
     }
+}
+
+/// What a write did wrong, and whether it was carried out all the same.
+fn with_fate(mut violation: Violation, refused: bool) -> Violation {
+    if refused {
+        violation.message.push_str("; the write was refused");
+    }
+    violation
 }
 
 /// A super block without what differs from copy to copy: its checksum, and where it lies.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parser::SuperBlock;
 use shadow::classify::ReattachReason;
-use shadow::{BlockSource, CommitReport, Forest, Severity, SuperChange, Verdict, Verifier, classify};
+use shadow::{BlockSource, Code, CommitReport, Forest, Severity, SuperChange, Verdict, Verifier, classify};
 
 use super::FileSystem;
 use super::guarding::{GuestWrites, Proposed};
@@ -60,8 +60,10 @@ impl FileSystem {
             self.notice("a super block with a wrong checksum or impossible fields was written");
             // A tool that writes a sector at a time may yet come to the rest of it.
             if whole {
-                self.invalid_super(superblock);
-                if self.shared.policy.may_refuse() {
+                let counts = self.verifier.rules().is_error(Code::TreeSuperBlock);
+                let refused = counts && self.shared.policy.may_refuse();
+                self.invalid_super(superblock, refused);
+                if refused {
                     return Fate::Refuse;
                 }
             }
