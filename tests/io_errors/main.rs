@@ -42,7 +42,7 @@ impl Scene {
         let disk = FailingDisk::new(image.path());
         let mut all = vec!["--once"];
         all.extend(options);
-        let backend = Backend::start_with(program(), &disk.path(), &all);
+        let backend = Backend::start_with(program(), disk.path(), &all);
         let mut scene = Scene { driver: backend.connect(), backend, disk, _image: image };
         for writes in &RECORDED.commits[..BEFORE] {
             assert_eq!(scene.commit(writes), 0);
@@ -235,7 +235,7 @@ fn a_flush_failed() {
 fn the_super_block_can_not_be_read_when_a_guest_connects() {
     let image = RECORDED.image.copy();
     let disk = FailingDisk::new(image.path());
-    let backend = Backend::start_with(program(), &disk.path(), &[]);
+    let backend = Backend::start_with(program(), disk.path(), &[]);
     disk.plan(Kind::Read, SUPER..SUPER + 4096, EIO, ALWAYS);
     let mut driver = backend.connect();
     assert!(driver.read(SUPER, 4096).is_none());
@@ -266,7 +266,7 @@ fn trees_can_not_be_read_for_a_while() {
     let image = RECORDED.image.copy();
     let disk = FailingDisk::new(image.path());
     // Nothing is kept in memory: every tree block is read.
-    let backend = Backend::start_with(program(), &disk.path(), &["--once", "--capture-memory", "0"]);
+    let backend = Backend::start_with(program(), disk.path(), &["--once", "--capture-memory", "0"]);
     let mut driver = backend.connect();
     disk.plan(Kind::Read, TREES, EIO, ALWAYS);
     let file = (0..disk_after(0).bytes().len() as u64)
@@ -325,7 +325,7 @@ fn the_host_has_no_more_space() {
         // In a mount namespace that ends with the thread.
         let path = dir.path().to_owned();
         let work = move || {
-            disk::private_mounts().expect("a mount namespace: this needs root");
+            testkit::mounts::enter_private().expect("a mount namespace: this needs root");
             let mounted =
                 Command::new("mount").args(["-t", "tmpfs", "-o", "size=4M", "full"]).arg(&path).status();
             assert!(mounted.unwrap().success());

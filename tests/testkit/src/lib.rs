@@ -4,8 +4,10 @@
 //! in this crate knows the on-disk format; that is the business of `parser` and of the `oracle` crate.
 
 pub mod corpus;
+pub mod fuse;
 pub mod image;
 pub mod live;
+pub mod mounts;
 pub mod session;
 pub mod tool;
 pub mod workload;

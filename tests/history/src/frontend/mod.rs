@@ -3,29 +3,30 @@
 //! Everything that is mounted or attached is taken down by guards; where the process is killed, by a shell that
 //! outlives it.
 
-pub mod fuse;
 mod gate;
 mod loopdev;
-mod namespace;
 mod reaper;
+mod tapped;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use btrfs_shadow::tap::Tap;
+use testkit::fuse::Mounted;
+use testkit::mounts;
 
 pub use gate::{Cut, Gate};
 pub use loopdev::LoopDevice;
 use reaper::Reaper;
+use tapped::Tapped;
 
 /// A block device of the host kernel whose requests go through a tap.
 pub struct Frontend {
     // In the order in which they are to be taken down.
     device: Option<LoopDevice>,
-    session: Option<fuser::BackgroundSession>,
+    disk: Mounted,
     _reaper: Reaper,
-    fuse_file: PathBuf,
     mount_point: PathBuf,
     /// The image behind it.
     pub image: Arc<Gate>,
@@ -44,12 +45,11 @@ impl Frontend {
         for path in [&fuse_dir, &mount_point] {
             std::fs::create_dir_all(path).with_context(|| format!("can't make {}", path.display()))?;
         }
-        namespace::enter().context("can't make a mount namespace: this needs root")?;
+        mounts::enter_private().context("can't make a mount namespace: this needs root")?;
         let reaper = Reaper::start(&fuse_dir, &mount_point)?;
-        let session = fuse::mount(Arc::clone(&image), tap, &fuse_dir).context("can't mount FUSE")?;
-        let fuse_file = fuse_dir.join(fuse::NAME);
-        let (device, session) = (None, Some(session));
-        let mut frontend = Frontend { device, session, _reaper: reaper, fuse_file, mount_point, image };
+        let tapped = Tapped { image: Arc::clone(&image), tap };
+        let disk = Mounted::new(tapped, "btrfs-shadow-history", &fuse_dir).context("can't mount FUSE")?;
+        let mut frontend = Frontend { device: None, disk, _reaper: reaper, mount_point, image };
         frontend.attach()?;
         Ok(frontend)
     }
@@ -64,7 +64,7 @@ impl Frontend {
     /// # Errors
     /// When there is none.
     pub fn attach(&mut self) -> Result<()> {
-        self.device = Some(LoopDevice::attach(&self.fuse_file)?);
+        self.device = Some(LoopDevice::attach(self.disk.file())?);
         Ok(())
     }
 
@@ -81,16 +81,5 @@ impl Frontend {
     #[must_use]
     pub fn mount_point(&self) -> &Path {
         &self.mount_point
-    }
-}
-
-impl Drop for Frontend {
-    fn drop(&mut self) {
-        drop(self.device.take());
-        if let Some(session) = self.session.take()
-            && let Err(error) = session.umount_and_join()
-        {
-            eprintln!("history: unmounting FUSE: {error}");
-        }
     }
 }

@@ -1,8 +1,8 @@
 //! Mounts that nobody else sees.
 //!
 //! Whoever makes a mount namespace of its own copies every mount there is, and keeps each file system alive: an
-//! unmount here would not be the end of it. So what is mounted here is mounted in a namespace of the calling thread,
-//! its children's, and the reaper's, which outlives it and takes the mounts down in any case.
+//! unmount here would not be the end of it. So what is mounted here is mounted in a namespace of the calling thread and
+//! its children.
 
 use std::io;
 use std::ptr::null;
@@ -11,7 +11,7 @@ use std::ptr::null;
 ///
 /// # Errors
 /// Without the privilege.
-pub(super) fn enter() -> io::Result<()> {
+pub fn enter_private() -> io::Result<()> {
     let flags = libc::MS_REC | libc::MS_PRIVATE;
     // SAFETY: system calls that change nothing but the calling thread's view of mounts; the path is a constant.
     unsafe {
