@@ -22,7 +22,7 @@ const STEPS: &[(&str, &str)] = &[
     ("snapshot", "btrfs -q subvolume snapshot sub snap; echo changed > snap/new; setfattr -n user.k -v v f2"),
     ("holes", "fallocate -p -o 4096 -l 8192 data; fallocate -l 64K pre; ln -s f1 link; mkdir d; mv f3 d"),
     ("many", "seq 150 | split -l 1 -a 3 - d/x; for i in $(seq 40); do cp --reflink=always data d/c$i; done"),
-    ("delete", "btrfs -q subvolume delete -c snap; btrfs subvolume sync . > /dev/null; rm d/x*[aeiou] d/c*3"),
+    ("delete", "btrfs -q subvolume delete -c snap; until_deleted; rm d/x*[aeiou] d/c*3"),
     ("balance", "btrfs balance start --full-balance . > /dev/null"),
 ];
 

@@ -63,7 +63,7 @@ fn half_deleted_subvolume() {
         println!("{} blocks, forms {:?}", report.tree_blocks.len(), forms(&report));
         assert!(forms(&report)[1] > 50, "shared tree blocks: {:?}", forms(&report));
         // The next mount goes on with the deletion.
-        image.run("btrfs subvolume sync . > /dev/null; sync");
+        image.run("until_deleted; sync");
         assert_clean(spec.name, image.path());
     }
 }
@@ -110,7 +110,7 @@ fn commits_in_the_middle_of_deletions() {
             btrfs -q subvolume delete -c new$i; sync
             dd if=/dev/urandom of=deep/fsynced bs=4k count=9 seek=$i conv=fsync,notrunc status=none
         done
-        btrfs subvolume sync . > /dev/null
+        until_deleted
     "#;
     watch(&Spec::new("deletions", "-n 4096 -m single"), &prepare, delete, 12);
 }

@@ -30,12 +30,12 @@ const STEPS: &[(&str, &str)] = &[
     ),
     (
         "delete a snapshot",
-        "btrfs -q subvolume delete -c twin; btrfs filesystem sync .; btrfs subvolume sync . > /dev/null",
+        "btrfs -q subvolume delete -c twin; until_deleted",
     ),
     ("after the deletion", "for i in $(seq 30); do echo $i > d/late$i; done"),
     (
         "delete the original",
-        "btrfs -q subvolume delete -c snap2 snap3; btrfs filesystem sync .; btrfs subvolume sync . > /dev/null",
+        "btrfs -q subvolume delete -c snap2 snap3; until_deleted",
     ),
     (
         "balance metadata",
@@ -107,7 +107,7 @@ pub fn deletion() -> Plan {
     let step = |name: &str, script: &str| (name.to_owned(), script.to_owned());
     let scripts = vec![
         step("delete while at work", delete),
-        step("to the end", "btrfs subvolume sync . > /dev/null"),
+        step("to the end", "until_deleted"),
         step("afterwards", "touch snap/f*k; rm x1*"),
     ];
     Plan { spec, prepare, scripts, live: true }

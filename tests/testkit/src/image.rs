@@ -10,6 +10,24 @@ use tempfile::TempDir;
 
 use crate::tool;
 
+/// What scripts may call besides programs.
+///
+/// `until_deleted` waits until deleted subvolumes are gone. `btrfs subvolume sync` alone may wait for the whole commit
+/// interval of the mount: it only looks on, and the kernel's cleaner sleeps until the transaction thread wakes it, which
+/// of all syncs only `btrfs filesystem sync` brings about. (`subvolume delete -c` does, too, unless another process
+/// has committed first: every sync on the machine may.)
+pub(crate) const FUNCTIONS: &str = r#"
+    until_deleted() {
+        tries=0
+        btrfs filesystem sync .
+        until timeout 2 btrfs subvolume sync . > /dev/null; do
+            tries=$((tries + 1))
+            if [ $tries -ge 60 ]; then echo "deleted subvolumes are still there" >&2; exit 1; fi
+            btrfs filesystem sync .
+        done
+    }
+"#;
+
 /// How an image is made.
 #[derive(Debug, Clone)]
 pub struct Spec {
@@ -99,7 +117,7 @@ impl Image {
     }
 
     /// Mounts the image, runs a shell script in its root directory and unmounts it. In the script, a command that
-    /// fails ends it.
+    /// fails ends it. `until_deleted` in it waits until deleted subvolumes are gone.
     ///
     /// # Panics
     /// When mounting or the script fails.
@@ -131,8 +149,9 @@ impl Image {
     fn command(&self, script: &str) -> Command {
         let mount_point = self.mount_point();
         std::fs::create_dir_all(&mount_point).expect("a mount point");
-        let script =
-            format!("mount -o \"loop,$3\" \"$1\" \"$2\"\ncd \"$2\"\n{script}\ncd /\numount \"$2\"\n");
+        let script = format!(
+            "{FUNCTIONS}mount -o \"loop,$3\" \"$1\" \"$2\"\ncd \"$2\"\n{script}\ncd /\numount \"$2\"\n"
+        );
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-euc", &script, "sh"]);
         command.arg(&self.path).arg(&mount_point).arg(&self.mount);

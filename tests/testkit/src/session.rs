@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use crate::image::Image;
+use crate::image::{FUNCTIONS, Image};
 
 /// Longer than any script takes.
 const PATIENCE: Duration = Duration::from_secs(200);
@@ -68,12 +68,13 @@ impl Session {
         session
     }
 
-    /// Runs a script; a command that fails ends it. Meanwhile `watch` is called again and again, and once at the end.
+    /// Runs a script, as [`Image::run`] does; a command that fails ends it. Meanwhile `watch` is called again and again,
+    /// and once at the end.
     ///
     /// # Panics
     /// When the script fails.
     pub fn run(&mut self, script: &str, mut watch: impl FnMut()) {
-        std::fs::write(&self.script, script).expect("a script file");
+        std::fs::write(&self.script, format!("{FUNCTIONS}{script}")).expect("a script file");
         let commands = self.commands.as_mut().expect("a shell that listens");
         writeln!(commands, "{}", self.script.display()).expect("a shell that listens");
         self.expect("done", &mut watch);

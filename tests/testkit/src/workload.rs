@@ -33,7 +33,7 @@ pub fn mixed(snapshots: u32) -> String {
         dd if=/dev/urandom of=base/shared bs=4k seek=2 count=3 conv=notrunc status=none
         sync
         btrfs -q subvolume delete -c base
-        btrfs subvolume sync . > /dev/null
+        until_deleted
         for i in $(seq 60); do echo $i > nested/more$i; done
         for i in $(seq 40); do head -c 8192 /dev/urandom > d/gap$i; done; sync; rm d/gap*[02468]; sync
         for i in $(seq 90); do cp --reflink=always snap2/holes d/holes$i; done; cp snap2/zip e/
