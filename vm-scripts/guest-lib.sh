@@ -117,8 +117,12 @@ subvolume() { quietly btrfs subvolume create "$1"; }
 snapshot() { quietly btrfs subvolume snapshot "$@"; }
 delete_subvolume() { quietly btrfs subvolume delete "$@"; }
 
-# Waits until all deleted subvolumes are really gone.
-wait_for_deletions() { quietly btrfs subvolume sync /mnt; }
+# Waits until all deleted subvolumes are really gone. This sync wakes the thread that drops them, which may sleep for the
+# commit interval otherwise.
+wait_for_deletions() {
+    commit_now
+    quietly btrfs subvolume sync /mnt
+}
 
 # remember DIR NAME: the checksums of all files under DIR.
 remember() { (cd "$1" && find . -type f -print0 | sort -z | xargs -0 -r md5sum) >"/tmp/remembered.$2"; }

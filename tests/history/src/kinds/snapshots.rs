@@ -164,6 +164,8 @@ fn deletions(world: &mut World) -> Result<()> {
             commit_often(world, 600);
         }
         _ => {
+            // The first wakes the cleaner.
+            world.btrfs("filesystem sync @");
             world.btrfs("subvolume sync @");
         }
     }
