@@ -38,7 +38,8 @@ pub fn run(options: &Serve) -> Result<Summary> {
     let sinks = sinks(options)?;
     let socket = socket(options)?;
     let shared = CaptureShared::new(Arc::clone(&image), options.capture_memory);
-    let shared = Arc::new(shared.with_policy(options.on_violation));
+    let rules = Arc::new(Rules::new(&options.rules.switches));
+    let shared = Arc::new(shared.with_policy(options.on_violation).with_rules(Arc::clone(&rules)));
     let (sender, messages) = crossbeam_channel::unbounded();
     let control = options.control.as_deref().map(ControlSocket::bind).transpose()?;
     let fault = options.plant_fault.map(FaultPlan::new);
@@ -56,7 +57,6 @@ pub fn run(options: &Serve) -> Result<Summary> {
     enter_sandbox(options)?;
     signals.trigger(&stop).context("can't handle signals")?;
     let control = control.map(|socket| ControlServer::start(socket, sender.clone())).transpose()?;
-    let rules = Arc::new(Rules::new(&options.rules.switches));
     let verifier_options = VerifierOptions {
         shadow_memory: options.shadow_memory,
         verify_data: options.verify_data,

@@ -13,6 +13,8 @@ use btrfs_shadow::tap::Tap;
 use btrfs_shadow::verifier::{self, VerifierOptions};
 use parser::{ChecksumType, Header, SuperBlock};
 use replay::disk::{self, Memory};
+use replay::refusal::commit;
+use replay::rng::Rng;
 use replay::{Backend, Change, Op, Outcome, Writes};
 use testkit::{Image, Session, Spec};
 
@@ -86,6 +88,40 @@ fn a_live_tree_block_is_overwritten() {
     let block = &root_block(BEFORE - 1)[1];
     all.push(Op::Write(garbage(block.offset + 8192, 4096)));
     finds(&all, "write/metadata-overwritten", "write");
+}
+
+/// Under a policy that refuses, harm is not done, and the report says so; where it is no error, it is done.
+#[test]
+fn a_write_that_does_harm_is_refused_where_that_is_an_error() {
+    let refusing = ["--once", "--on-violation", "reject"];
+    let warned = [&refusing[..], &["--rule", "write/*=warn"]].concat();
+    let off = [&refusing[..], &["--rule", "write/*=off"]].concat();
+    let (block, data) = (root_block(0)[0].offset, data_of(SUMMED));
+    for (options, refuses, reports) in [(&refusing[..], true, 3), (&warned, false, 3), (&off, false, 0)] {
+        let image = RECORDED.image.copy();
+        let backend =
+            Backend::start_with(Path::new(env!("CARGO_BIN_EXE_btrfs-shadow")), image.path(), options);
+        let mut driver = backend.connect();
+        let mut rng = Rng::new(1);
+        assert_eq!(commit(&mut driver, &RECORDED.commits[0], &mut rng), (true, Some(true)));
+        for (offset, erase) in [(block, false), (data, false), (data + 4096, true)] {
+            let before = driver.read(offset, 4096).expect("what is there");
+            match erase {
+                true => assert_eq!(driver.attempt_erase(offset, 4096, true), !refuses),
+                false => assert_eq!(driver.attempt(&garbage(offset, 4096)), !refuses),
+            }
+            assert_eq!(driver.read(offset, 4096) == Some(before), refuses, "what is at {offset} now");
+        }
+        drop(driver);
+        let outcome = backend.wait();
+        let found = outcome.all_violations();
+        assert_eq!(found.len(), reports, "{found:#?}");
+        for violation in found {
+            assert!(violation.code.starts_with("write/"), "{violation:#?}");
+            assert_eq!(violation.message.ends_with("; the write was refused"), refuses, "{violation:#?}");
+        }
+        assert_eq!(outcome.code, Some(u8::from(refuses).into()), "{}", outcome.stderr);
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use arc_swap::ArcSwapOption;
 use crossbeam_channel::Sender;
 use parser::Header;
 use parser::superblock::OFFSETS;
-use shadow::Violation;
+use shadow::{Rules, Violation};
 
 pub use cache::BlockCache;
 pub use failed::FailedWrites;
@@ -130,6 +130,8 @@ pub struct CaptureShared {
     pub counters: CaptureCounters,
     /// What is done with a commit that violates a rule: whether the last good one must stay whole.
     pub policy: Policy,
+    /// What each rule counts for: a write that breaks one that is no error is made.
+    pub rules: Arc<Rules>,
     /// Watches what is overwritten, and what is flushed.
     pub guard: Guard,
     /// Watches for what will be committed next.
@@ -151,6 +153,7 @@ impl CaptureShared {
             counters: CaptureCounters::default(),
             foresight: Foresight::default(),
             policy: Policy::default(),
+            rules: Arc::default(),
             erasure_told: AtomicBool::new(false),
         }
     }
@@ -159,6 +162,13 @@ impl CaptureShared {
     #[must_use]
     pub fn with_policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
+        self
+    }
+
+    /// The same with other rules than all of them.
+    #[must_use]
+    pub fn with_rules(mut self, rules: Arc<Rules>) -> Self {
+        self.rules = rules;
         self
     }
 
@@ -219,7 +229,8 @@ impl Capture {
         let Some(incident) = incident else { return true };
         let guard = &self.shared.guard;
         let counts = !incident.if_barriers || guard.barriers_trusted();
-        let refused = counts && self.shared.policy.may_refuse();
+        let is_error = self.shared.rules.is_error(incident.violation.code);
+        let refused = counts && is_error && self.shared.policy.may_refuse();
         if counts {
             if self.verifier.len() >= BACKLOG {
                 std::thread::sleep(BACKLOG_PAUSE);

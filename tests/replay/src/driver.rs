@@ -128,17 +128,25 @@ impl Driver {
         queue.result(PATIENCE).expect("an answer")
     }
 
-    /// Discards a range, or writes zeros to it, and waits for it.
+    /// Discards a range, or writes zeros to it; whether that was done.
     ///
     /// # Panics
-    /// When that fails.
-    pub fn erase(&mut self, offset: u64, len: u64, zeroes: bool) {
+    /// When there is no answer.
+    pub fn attempt_erase(&mut self, offset: u64, len: u64, zeroes: bool) -> bool {
         let queue = &mut self.queues[0];
         match zeroes {
             true => queue.queue.write_zeroes(offset, len, 0, ReqFlags::empty()),
             false => queue.queue.discard(offset, len, 0, ReqFlags::empty()),
         }
-        queue.wait(1);
+        queue.result(PATIENCE).expect("an answer")
+    }
+
+    /// Discards a range, or writes zeros to it, and waits for it.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn erase(&mut self, offset: u64, len: u64, zeroes: bool) {
+        assert!(self.attempt_erase(offset, len, zeroes), "it was not done");
     }
 
     /// Flushes.
