@@ -74,7 +74,7 @@ codes! {
     RefDuplicateTreeRef "ref/duplicate-tree-ref" Error
         "a second reference with the same key to one tree block: a cross-linked or doubly linked tree";
     RefUnknownRoot "ref/unknown-root" Error
-        "an action by a root that has no entry on the extent";
+        "a reference in the name of a root that does not exist, and is not being deleted";
 
     // The shadow against what the extent tree now says.
     RefMissingBackref "ref/missing-backref" Error

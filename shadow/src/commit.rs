@@ -17,6 +17,7 @@ use crate::delta::references::{
 };
 use crate::fold;
 use crate::forest::{BlockProblem, Forest, Snapshot};
+use crate::ghosts;
 use crate::live::{self, LiveDelta};
 use crate::log_tree::{self, KnownLogs};
 use crate::paths;
@@ -26,7 +27,7 @@ use crate::refverify::Shadow;
 use crate::roots::{self, Links};
 use crate::rules::Rules;
 use crate::source::BlockSource;
-use crate::space;
+use crate::space::{self, LostChunk};
 use crate::violation::{Violation, Worth};
 
 /// Violations of one commit that are reported one by one, and warnings; those beyond are counted.
@@ -495,7 +496,9 @@ impl Verifier {
     fn verify(&mut self, report: &mut CommitReport, old: Forest<'_>, new: Forest<'_>) {
         let mut old_records = Records::new(old);
         let mut new_records = Records::new(new);
-        let replaced = ReplacedRanges::new(&old, &new);
+        // Where that can't be told, neither can the extents be compared: the block that can't be read is found below.
+        let lost = space::lost_chunks(&old, &new).unwrap_or_default();
+        let replaced = ReplacedRanges::new(&old, &new, &lost);
         let mut extents = extent_delta(&mut old_records, &mut new_records);
         report.actions = count_actions(&extents);
         let references = reference_delta(Inputs {
@@ -532,15 +535,16 @@ impl Verifier {
         violations.into_iter().for_each(|violation| report.push(violation));
         let can_compare = extents.problems.is_empty();
         problems.append(&mut extents.problems);
-        let mut findings = Vec::new();
+        let (mut findings, mut ghosts) = (Vec::new(), Vec::new());
         if can_compare {
             let work =
                 touched(&extents, changes, &replaced, &mut old_records, &mut new_records, &mut problems);
+            ghosts = ghosts::of_commit(&work, old, new);
             findings = self.reconcile_all(report, work, &replaced, new.snapshot.generation);
         }
         if problems.is_empty() {
-            let folded = fold::fold(findings, record_violations, &new);
-            let space = self.verify_space(report, (old, new), &extents, &folded);
+            let folded = fold::fold(findings, record_violations, ghosts, &new);
+            let space = self.verify_space(report, (old, new), (&extents, &lost), &folded);
             for mut violation in folded.into_iter().chain(space) {
                 self.add_history(&mut violation);
                 if report.violations.len() < PATH_LIMIT {
@@ -564,12 +568,13 @@ impl Verifier {
         &mut self,
         report: &mut CommitReport,
         (old, new): (Forest<'_>, Forest<'_>),
-        extents: &ExtentDelta,
+        (extents, lost): (&ExtentDelta, &[LostChunk]),
         folded: &[Violation],
     ) -> Vec<Violation> {
-        let reported = report.violations.iter().chain(folded);
+        let reported = report.violations.iter().chain(folded).collect();
         let bytes_used = self.ahead.as_mut().map(|ahead| &mut ahead.bytes_used);
-        let space = space::verify((old, new), extents, reported, &mut self.known.space, bytes_used);
+        let inputs = space::Inputs { old, new, extents, lost, reported };
+        let space = space::verify(&inputs, &mut self.known.space, bytes_used);
         report.unverified.extend(space.unverified);
         space.violations
     }

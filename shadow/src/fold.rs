@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use parser::block::Header;
 
 use crate::codes::Code;
 use crate::forest::Forest;
+use crate::ghosts::{self, Ghost};
 use crate::reconcile::Finding;
 use crate::record::RefKey;
 use crate::violation::Violation;
@@ -15,10 +16,20 @@ use crate::violation::Violation;
 const COMMON_CAUSE: usize = 2;
 
 /// Turns findings and the violations of records by themselves into reports.
-pub(crate) fn fold(findings: Vec<Finding>, records: Vec<Violation>, new: &Forest<'_>) -> Vec<Violation> {
+pub(crate) fn fold(
+    findings: Vec<Finding>,
+    records: Vec<Violation>,
+    ghosts: Vec<Ghost>,
+    new: &Forest<'_>,
+) -> Vec<Violation> {
     let (mut flags, findings) = fold_full_backref(findings, new);
     let (owners, findings) = fold_owner(findings, new);
     flags.extend(owners);
+    // A wrong sum follows, and explains nothing.
+    let told: HashSet<u64> =
+        records.iter().filter(|found| found.code != Code::RefCount).map(|found| found.bytenr).collect();
+    let (unknown_roots, findings) = ghosts::fold(findings, ghosts, |bytenr| told.contains(&bytenr), new);
+    flags.extend(unknown_roots);
     let mut by_extent: BTreeMap<u64, Vec<Violation>> = BTreeMap::new();
     for violation in records {
         by_extent.entry(violation.bytenr).or_default().push(violation);

@@ -18,6 +18,7 @@ pub mod delta;
 pub mod edges;
 mod fold;
 pub mod forest;
+pub mod ghosts;
 pub mod inodes;
 pub mod items;
 pub mod live;

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rayon::Scope;
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
-use shadow::audit::{Collected, Explained, Scan, Table, Visitor, Walk, explain, partitions, scan};
+use shadow::audit::{Collected, Explained, OfRecords, Scan, Table, Visitor, Walk, explain, partitions, scan};
 use shadow::delta::references::Residuals;
 use shadow::forest::{BlockProblem, Expect};
 use shadow::violation::Violation;
@@ -51,15 +51,17 @@ pub fn audit(snapshot: &Snapshot, source: &dyn BlockSource, progress: &dyn Progr
             scan
         })
         .collect();
-    let mut violations = Vec::new();
+    let mut of_records = OfRecords::default();
     let mut problems = Vec::new();
     let mut groups = Vec::new();
     for scan in &mut scans {
-        violations.append(&mut scan.violations);
+        of_records.violations.append(&mut scan.violations);
+        of_records.ghosts.append(&mut scan.ghosts);
         groups.append(&mut scan.groups);
         problems.append(&mut scan.problems);
     }
     let scan_whole = problems.is_empty();
+    of_records.is_whole = scan_whole;
     let table = Table::new(scans);
     let mut report = AuditReport {
         extents: table.len() as u64,
@@ -85,7 +87,7 @@ pub fn audit(snapshot: &Snapshot, source: &dyn BlockSource, progress: &dyn Progr
     let checksums = std::mem::take(&mut findings.checksums);
     let collected = collected.into_inner().unwrap_or_else(PoisonError::into_inner);
     let Explained { violations, residuals, problems: more } =
-        explain(&forest, violations, findings, collected, scan_whole);
+        explain(&forest, of_records, findings, collected);
     problems.extend(more);
     report.violations = violations;
     report.violations.extend(roots::verify_all(&forest));

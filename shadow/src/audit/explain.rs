@@ -11,6 +11,7 @@ use crate::delta::references::{ExtentId, NetChange, Residuals};
 use crate::edges::Edge;
 use crate::fold;
 use crate::forest::{BlockProblem, Forest};
+use crate::ghosts::Ghost;
 use crate::paths;
 use crate::reconcile::{Finding, Touched, compare};
 use crate::record::{RefKey, Site};
@@ -56,17 +57,28 @@ pub struct Explained {
     pub problems: Vec<BlockProblem>,
 }
 
+/// What the scan has found of records by themselves.
+#[derive(Debug, Default)]
+pub struct OfRecords {
+    /// What is wrong with them.
+    pub violations: Vec<Violation>,
+    /// Backrefs in the name of trees that don't exist.
+    pub ghosts: Vec<Ghost>,
+    /// All of the extent tree was read.
+    pub is_whole: bool,
+}
+
 /// Puts together what the scan, the walk and the second walk have found. Where part of the trees (`walk_whole`) or
-/// of the extent tree (`scan_whole`) could not be read, what seems to be missing on that side may only be unread,
+/// of the extent tree (`records`) could not be read, what seems to be missing on that side may only be unread,
 /// and is not reported: the unreadable block is.
 #[must_use]
 pub fn explain(
     forest: &Forest<'_>,
-    record_violations: Vec<Violation>,
+    of_records: OfRecords,
     findings: Findings,
     collected: Collected,
-    scan_whole: bool,
 ) -> Explained {
+    let OfRecords { violations: record_violations, ghosts, is_whole: scan_whole } = of_records;
     let walk_whole = findings.problems.is_empty();
     let mut records = Records::new(*forest);
     let mut explained = Explained::default();
@@ -97,7 +109,7 @@ pub fn explain(
         let keep = |held: u64, recorded: u64| if held > recorded { scan_whole } else { walk_whole };
         differing.extend(finding.retain(keep));
     }
-    explained.violations = fold::fold(differing, record_violations, forest);
+    explained.violations = fold::fold(differing, record_violations, ghosts, forest);
     explained.violations.extend(findings.violations);
     for violation in &mut explained.violations {
         violation.path = paths::describe(forest, violation);

@@ -11,6 +11,6 @@ pub mod explain;
 pub mod table;
 pub mod walk;
 
-pub use explain::{Collected, Explained, explain};
+pub use explain::{Collected, Explained, OfRecords, explain};
 pub use table::{Scan, Table, partitions, scan};
 pub use walk::{Visitor, Walk};

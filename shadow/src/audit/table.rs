@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use parser::{Block, Key, ids};
 
 use crate::forest::{BlockProblem, Expect, Forest};
+use crate::ghosts::{self, Ghost, Trees};
 use crate::record::{ExtentRecord, RecordBuilder, RefKey, is_record_item};
 use crate::space::extents::{Holds, Place};
 use crate::space::group::Group;
@@ -103,6 +104,8 @@ pub struct Scan {
     pub groups: Vec<Group>,
     /// What is wrong with records by themselves.
     pub violations: Vec<Violation>,
+    /// Backrefs in the name of trees that don't exist.
+    pub ghosts: Vec<Ghost>,
     /// What could not be read.
     pub problems: Vec<BlockProblem>,
 }
@@ -145,6 +148,7 @@ pub fn scan(forest: &Forest<'_>, first: u64, last: u64) -> Scan {
     let mut builder: Option<(u64, RecordBuilder<'_>)> = None;
     let mut searcher = Searcher::new(*forest, forest.snapshot.tree(ids::EXTENT_TREE));
     let geometry = &forest.snapshot.geometry;
+    let mut trees = Trees::new(*forest);
     let read = searcher.range(Key::new(first, 0, 0), Key::new(last, u8::MAX, u64::MAX), |found| {
         let bytenr = found.key.objectid;
         if !is_record_item(found.key.item_type) {
@@ -153,23 +157,24 @@ pub fn scan(forest: &Forest<'_>, first: u64, last: u64) -> Scan {
         }
         if builder.as_ref().is_none_or(|(current, _)| *current != bytenr) {
             let next = RecordBuilder::new(geometry, bytenr);
-            scan.take(builder.replace((bytenr, next)));
+            scan.take(builder.replace((bytenr, next)), &mut trees);
         }
         if let Some((_, builder)) = &mut builder {
             builder.push(&found.key, found.data(), found.site);
         }
     });
-    scan.take(builder);
+    scan.take(builder, &mut trees);
     scan.problems.extend(read.err());
     scan
 }
 
 impl Scan {
-    fn take(&mut self, builder: Option<(u64, RecordBuilder<'_>)>) {
+    fn take(&mut self, builder: Option<(u64, RecordBuilder<'_>)>, trees: &mut Trees<'_>) {
         let Some((_, builder)) = builder else { return };
         let built = builder.finish();
         self.violations.extend(built.violations);
         let Some(record) = built.record else { return };
+        self.ghosts.extend(ghosts::of_record(&record, trees));
         let recorded = record.backrefs.iter().fold(0u64, |sum, backref| {
             sum.wrapping_add(fingerprint(&backref.key).wrapping_mul(backref.count))
         });

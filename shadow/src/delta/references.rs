@@ -30,6 +30,7 @@ use crate::forest::{BlockProblem, Copies, Expect, Forest, RootId};
 use crate::items;
 use crate::record::{ExtentRecord, RefKey, Site};
 use crate::source::TreeBlock;
+use crate::space::LostChunk;
 use crate::violation::Violation;
 
 /// Room for the references that a small commit changes, so that nothing has to grow.
@@ -87,13 +88,15 @@ pub type Residuals = HashMap<u64, Vec<(RefKey, i64)>>;
 pub struct ReplacedRanges(Vec<(u64, u64)>);
 
 impl ReplacedRanges {
-    /// Compares the chunk maps of two commits.
+    /// Compares the chunk maps of two commits. What lay in a chunk that was `lost` with all its extents is still there,
+    /// as far as references go.
     #[must_use]
-    pub fn new(old: &Forest<'_>, new: &Forest<'_>) -> Self {
+    pub fn new(old: &Forest<'_>, new: &Forest<'_>, lost: &[LostChunk]) -> Self {
         let (old, new) = (&old.snapshot.chunks, &new.snapshot.chunks);
         let gone = |chunk: &&parser::Chunk| {
             // A chunk that was made again lies elsewhere: what it took is not given out before the commit.
             new.chunk_at(chunk.logical).is_none_or(|now| now.stripes != chunk.stripes)
+                && !lost.iter().any(|lost| lost.chunk.logical == chunk.logical)
         };
         ReplacedRanges(old.chunks().iter().filter(gone).map(|chunk| (chunk.logical, chunk.end())).collect())
     }

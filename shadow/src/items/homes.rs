@@ -23,7 +23,7 @@ impl Homes {
     pub(super) const DATA_RELOC: Homes = Homes(1 << 12);
     /// All trees that hold inodes: the root tree has the default directory and the version 1 space cache.
     pub(super) const INODES: Homes = Self::FILES.or(Self::ROOT).or(Self::DATA_RELOC).or(Self::LOG);
-    const ALL: Homes = Homes(u32::MAX);
+    pub(super) const ALL: Homes = Homes(u32::MAX);
 
     pub(super) const fn or(self, other: Homes) -> Homes {
         Homes(self.0 | other.0)

@@ -211,10 +211,15 @@ fn ensure_same_inode(context: &Context<'_>, item: &Item<'_>) -> Result<(), Fault
 /// The first fault found.
 pub fn check(context: &Context<'_>, item: &Item<'_>) -> Result<(), Fault> {
     let Some(rule) = &BY_TYPE[usize::from(item.key.item_type)] else { return Ok(()) };
-    ensure(rule.homes.intersects(context.home), Code::TreeItemPlace, || {
-        format!("tree {} can't hold such an item", context.owner as i64)
-    })?;
+    ensure_place(context, rule.homes)?;
     (rule.check)(context, item)
+}
+
+/// Whether the tree that owns the leaf is one of `homes`.
+fn ensure_place(context: &Context<'_>, homes: Homes) -> Result<(), Fault> {
+    ensure(homes.intersects(context.home), Code::TreeItemPlace, || {
+        format!("tree {} can't hold such an item", context.owner as i64)
+    })
 }
 
 /// Checks the items of a leaf in those slots that are in `ranges`, and hands what is wrong to `found`.

@@ -201,10 +201,6 @@ impl BlockEntry {
         self.history.push_back(step);
     }
 
-    pub(super) fn has_root(&self, root: u64) -> bool {
-        self.roots.iter().any(|entry| entry.root == root)
-    }
-
     pub(super) fn ensure_root(&mut self, root: u64) {
         if let Err(at) = self.roots.binary_search_by_key(&root, |entry| entry.root) {
             self.roots.insert(at, RootEntry { root, num_refs: 0 });

@@ -292,10 +292,6 @@ impl Shadow {
             }
             (ActionKind::Drop | ActionKind::Free, Some(_)) => entry.drop_ref(&action.key, action.count),
         }
-        if action.key.parent == 0 && !entry.has_root(action.key.root) {
-            let text = format!("failed to find root {} for {}", action.key.root, action.bytenr);
-            return Err(violation(Code::RefUnknownRoot, &text, entry, action));
-        }
         entry.remember(step(action, action.kind));
         if entry.num_refs == 0 {
             entry.remember(Step { count: 0, ..step(action, ActionKind::Free) });

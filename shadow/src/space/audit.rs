@@ -44,11 +44,14 @@ pub fn audit(forest: Forest<'_>, table: &Table, groups: Vec<Group>, reported: &[
     };
     let nodesize = forest.nodesize();
     let explained = Explained::new(reported, nodesize);
-    let mut found = places(&forest.snapshot.chunks, table, &groups);
+    let mut places = Places::new(&forest.snapshot.chunks, &explained);
+    places.look_at(table, &groups);
+    let Places { mut found, homeless, .. } = places;
     found.retain(|violation| !is_told(&explained, violation));
+    found.extend(homeless.iter().map(Homeless::violation));
     let explained = Explained::new(reported.iter().chain(&found), nodesize);
     found.extend(against_chunks(&forest.snapshot.chunks, &groups));
-    found.extend(sums(&forest, table, &groups, &explained));
+    found.extend(sums(&forest, table, &groups, (&explained, &homeless)));
     audited.violations = found;
     audited.violations.extend(free_space(forest, table, &groups, &explained));
     match devices::whole(forest) {
@@ -56,8 +59,12 @@ pub fn audit(forest: Forest<'_>, table: &Table, groups: Vec<Group>, reported: &[
         Ok(_) if reported.iter().any(|known| known.code == Code::TreeDevExtent) => {}
         Ok(found) => {
             let told: Vec<u64> = audited.violations.iter().map(|known| known.bytenr).collect();
-            let is_news =
-                |found: &Violation| found.code != Code::SpaceDevExtent || !told.contains(&found.bytenr);
+            let is_news = |found: &Violation| {
+                let range = (found.bytenr, found.bytenr.saturating_add(found.len));
+                let is_told =
+                    told.contains(&found.bytenr) || homeless.iter().any(|extents| extents.begins_in(range));
+                found.code != Code::SpaceDevExtent || !is_told
+            };
             audited.violations.extend(found.into_iter().filter(is_news));
         }
         Err(problems) => audited.problems.extend(problems),
@@ -65,35 +72,100 @@ pub fn audit(forest: Forest<'_>, table: &Table, groups: Vec<Group>, reported: &[
     audited
 }
 
-/// Every extent in its block group.
-fn places(chunks: &ChunkMap, table: &Table, groups: &[Group]) -> Vec<Violation> {
-    let mut found = Vec::new();
-    let mut previous: Option<(u64, u64)> = None;
-    let mut groups = groups.iter().peekable();
-    let mut chunk = None;
-    for extent in table.extents() {
-        let Place { bytenr, len, .. } = extent;
-        found.extend(
-            previous
-                .replace((bytenr, len))
-                .filter(|(start, len)| start.saturating_add(*len) > bytenr)
-                .map(|before| extents::overlap(before, bytenr)),
-        );
-        while groups.next_if(|group| group.range().1 <= bytenr).is_some() {}
-        let group = groups.peek().filter(|group| group.start <= bytenr);
-        chunk = chunk
-            .filter(|chunk: &&parser::Chunk| (chunk.logical..chunk.end()).contains(&bytenr))
-            .or_else(|| chunks.chunk_at(bytenr));
-        match (group, chunk) {
-            // Where the two are unlike each other, that is the finding.
-            (Some(group), chunk) if unlike_chunk(chunk, Some(group)).is_some() => {}
-            (Some(group), _) => found.extend(extent.outside(Some((group.range(), group.flags)))),
-            (None, Some(chunk)) => found.extend(extent.outside(Some((chunk_range(chunk), chunk.flags)))),
-            (None, None) => found.extend(extent.outside(None)),
-        }
-        found.extend(chunk.and_then(|chunk| extent.on_super_block(chunk)));
+/// Extents, one behind the other, that lie where no chunk is: their block group is gone.
+#[derive(Debug, Clone, Copy)]
+struct Homeless {
+    /// The first, which is in none.
+    first: Place,
+    /// Where the last begins.
+    last: u64,
+    /// How many there are.
+    count: u64,
+    /// Bytes of all of them.
+    bytes: u64,
+}
+
+impl Homeless {
+    /// One report for all of them: it is one block group that they have lost.
+    fn violation(&self) -> Violation {
+        let Homeless { first: Place { bytenr, len, .. }, last, count, bytes } = *self;
+        let message = match count {
+            1 => format!("extent [{bytenr} {len}] lies in no block group"),
+            _ => format!(
+                "extent [{bytenr} {len}] lies in no block group, nor do {} more up to the one at {last}, {bytes} bytes in all",
+                count - 1
+            ),
+        };
+        Violation::new(Code::SpaceExtentOutsideBlockGroup, bytenr, len, message).with_worth(0u64, count)
     }
-    found
+
+    fn begins_in(&self, (start, end): Range) -> bool {
+        (start..end).contains(&self.first.bytenr)
+    }
+}
+
+/// Every extent in its block group.
+struct Places<'a> {
+    chunks: &'a ChunkMap,
+    /// What is reported of extents already.
+    explained: &'a Explained,
+    found: Vec<Violation>,
+    homeless: Vec<Homeless>,
+    /// Between which chunks the last of them lies.
+    gap: usize,
+}
+
+impl<'a> Places<'a> {
+    fn new(chunks: &'a ChunkMap, explained: &'a Explained) -> Self {
+        Places { chunks, explained, found: Vec::new(), homeless: Vec::new(), gap: 0 }
+    }
+
+    fn look_at(&mut self, table: &Table, groups: &[Group]) {
+        let mut previous: Option<(u64, u64)> = None;
+        let mut groups = groups.iter().peekable();
+        let mut chunk = None;
+        for extent in table.extents() {
+            let Place { bytenr, len, .. } = extent;
+            self.found.extend(
+                previous
+                    .replace((bytenr, len))
+                    .filter(|(start, len)| start.saturating_add(*len) > bytenr)
+                    .map(|before| extents::overlap(before, bytenr)),
+            );
+            while groups.next_if(|group| group.range().1 <= bytenr).is_some() {}
+            let group = groups.peek().filter(|group| group.start <= bytenr);
+            chunk = chunk
+                .filter(|chunk: &&parser::Chunk| (chunk.logical..chunk.end()).contains(&bytenr))
+                .or_else(|| self.chunks.chunk_at(bytenr));
+            match (group, chunk) {
+                // Where the two are unlike each other, that is the finding.
+                (Some(group), chunk) if unlike_chunk(chunk, Some(group)).is_some() => {}
+                (Some(group), _) => self.found.extend(extent.outside(Some((group.range(), group.flags)))),
+                (None, Some(chunk)) => {
+                    self.found.extend(extent.outside(Some((chunk_range(chunk), chunk.flags))))
+                }
+                (None, None) => self.take_homeless(extent),
+            }
+            self.found.extend(chunk.and_then(|chunk| extent.on_super_block(chunk)));
+        }
+    }
+
+    fn take_homeless(&mut self, extent: Place) {
+        let Place { bytenr, len, .. } = extent;
+        if self.explained.names(bytenr) {
+            return;
+        }
+        let gap = self.chunks.chunks().partition_point(|chunk| chunk.logical <= bytenr);
+        match self.homeless.last_mut().filter(|_| self.gap == gap) {
+            Some(run) => {
+                run.count = run.count.saturating_add(1);
+                run.bytes = run.bytes.saturating_add(len);
+                run.last = bytenr;
+            }
+            None => self.homeless.push(Homeless { first: extent, last: bytenr, count: 1, bytes: len }),
+        }
+        self.gap = gap;
+    }
 }
 
 /// Every chunk against the block group at its address, and the other way round.
@@ -110,7 +182,12 @@ fn against_chunks(chunks: &ChunkMap, groups: &[Group]) -> Vec<Violation> {
 }
 
 /// `used` of every block group, and the super block's sum of them.
-fn sums(forest: &Forest<'_>, table: &Table, groups: &[Group], explained: &Explained) -> Vec<Violation> {
+fn sums(
+    forest: &Forest<'_>,
+    table: &Table,
+    groups: &[Group],
+    (explained, homeless): (&Explained, &[Homeless]),
+) -> Vec<Violation> {
     let mut found = Vec::new();
     let (mut all_used, mut all_taken) = (0u64, 0u64);
     for group in groups {
@@ -124,9 +201,11 @@ fn sums(forest: &Forest<'_>, table: &Table, groups: &[Group], explained: &Explai
         }
     }
     let bytes_used = forest.snapshot.super_view().map_or(0, |view| view.bytes_used());
-    // Where it is the sum of the extents, the block groups are to blame.
+    let homeless = homeless.iter().fold(0u64, |sum, extents| sum.saturating_add(extents.bytes));
+    let with_homeless = all_taken.saturating_add(homeless);
+    // Where it is the sum of the extents, the block groups are to blame, or that there is none.
     let is_missing = forest.snapshot.chunks.chunks().len() != groups.len();
-    if bytes_used != all_taken && !is_missing {
+    if bytes_used != all_taken && bytes_used != with_homeless && !is_missing {
         found.extend(wrong_bytes_used(bytes_used, all_used));
     }
     found

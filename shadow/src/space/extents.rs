@@ -4,6 +4,7 @@ use parser::key::item;
 use parser::{BlockFlags, Chunk, Key, ids, superblock};
 
 use crate::codes::Code;
+use crate::forest::{BlockProblem, Forest};
 use crate::record::{ExtentRecord, is_record_item};
 use crate::space::commit::{Commit, Outcome};
 use crate::space::group::chunk_range;
@@ -140,7 +141,7 @@ pub fn overlap((bytenr, len): (u64, u64), next: u64) -> Violation {
 /// Extents that are new, or have another length or type than before.
 pub(crate) fn changed(commit: &mut Commit<'_, '_>) -> Outcome {
     let chunks = &commit.new.snapshot.chunks;
-    let mut neighbours = Neighbours::new(commit);
+    let mut neighbours = Neighbours::new(commit.new);
     let mut found: Vec<Violation> = Vec::new();
     for record in commit.extents.changes.values().filter_map(|change| {
         let new = change.new.as_deref()?;
@@ -150,7 +151,8 @@ pub(crate) fn changed(commit: &mut Commit<'_, '_>) -> Outcome {
     }) {
         let place = Place { bytenr: record.bytenr, len: record.len, holds: Holds::of(record) };
         let chunk = chunks.chunk_at(place.bytenr);
-        if !chunk.is_some_and(|chunk| commit.unlike.contains(&chunk.logical)) {
+        let is_unlike = chunk.is_some_and(|chunk| commit.unlike.contains(&chunk.logical));
+        if !is_unlike && !commit.crossing.contains(&place.bytenr) {
             found.extend(place.outside(chunk.map(|chunk| (chunk_range(chunk), chunk.flags))));
         }
         found.extend(chunk.and_then(|chunk| place.on_super_block(chunk)));
@@ -164,29 +166,35 @@ pub(crate) fn changed(commit: &mut Commit<'_, '_>) -> Outcome {
 }
 
 /// Looks at the extents before and behind one.
-struct Neighbours<'a> {
+pub(crate) struct Neighbours<'a> {
     items: Searcher<'a>,
     nodesize: u64,
 }
 
 impl<'a> Neighbours<'a> {
-    fn new(commit: &Commit<'a, '_>) -> Self {
-        let root = commit.new.snapshot.tree(ids::EXTENT_TREE);
-        Neighbours { items: Searcher::new(commit.new, root), nodesize: commit.new.nodesize() }
+    /// Those of the extents of `forest`.
+    pub(crate) fn new(forest: Forest<'a>) -> Self {
+        let root = forest.snapshot.tree(ids::EXTENT_TREE);
+        Neighbours { items: Searcher::new(forest, root), nodesize: forest.nodesize() }
     }
 
-    fn overlaps(&mut self, place: &Place) -> Result<Vec<Violation>, crate::forest::BlockProblem> {
-        let mut found = Vec::new();
-        if let Some(before) = place.bytenr.checked_sub(1)
-            && let Some(item) = self.items.at_or_before(&Key::new(before, u8::MAX, u64::MAX))?
-        {
-            let before = self.extent_of(&item)?;
-            found.extend(
-                before
-                    .filter(|(start, len)| start.saturating_add(*len) > place.bytenr)
-                    .map(|before| overlap(before, place.bytenr)),
-            );
+    /// The last extent that begins before an address.
+    pub(crate) fn before(&mut self, bytenr: u64) -> Result<Option<(u64, u64)>, BlockProblem> {
+        let Some(before) = bytenr.checked_sub(1) else { return Ok(None) };
+        match self.items.at_or_before(&Key::new(before, u8::MAX, u64::MAX))? {
+            Some(item) => self.extent_of(&item),
+            None => Ok(None),
         }
+    }
+
+    fn overlaps(&mut self, place: &Place) -> Result<Vec<Violation>, BlockProblem> {
+        let mut found = Vec::new();
+        let before = self.before(place.bytenr)?;
+        found.extend(
+            before
+                .filter(|(start, len)| start.saturating_add(*len) > place.bytenr)
+                .map(|before| overlap(before, place.bytenr)),
+        );
         if let Some(after) = place.bytenr.checked_add(1)
             && let Some(item) = self.items.at_or_after(&Key::new(after, 0, 0))?
             && is_record_item(item.key.item_type)
@@ -198,7 +206,7 @@ impl<'a> Neighbours<'a> {
     }
 
     /// The extent to which an item belongs: its backrefs and a block group item may stand behind its own.
-    fn extent_of(&mut self, found: &ItemRef) -> Result<Option<(u64, u64)>, crate::forest::BlockProblem> {
+    fn extent_of(&mut self, found: &ItemRef) -> Result<Option<(u64, u64)>, BlockProblem> {
         let bytenr = found.key.objectid;
         let mut extent = extent_range(&found.key, self.nodesize);
         if extent.is_none() {

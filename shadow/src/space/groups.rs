@@ -10,8 +10,9 @@ use parser::{Chunk, Key, ids};
 use crate::codes::Code;
 use crate::forest::{BlockProblem, Forest};
 use crate::space::commit::{Commit, Outcome};
-use crate::space::extents::extent_range;
+use crate::space::extents::{Neighbours, extent_range};
 use crate::space::group::{Group, Groups, chunk_range};
+use crate::space::lost::LostChunk;
 use crate::tree::Searcher;
 use crate::violation::Violation;
 
@@ -98,11 +99,26 @@ pub(crate) fn bytes_used(commit: &mut Commit<'_, '_>) -> Outcome {
     let mut groups = Groups::new(commit.new);
     let mut used = 0u64;
     for chunk in commit.new.snapshot.chunks.chunks() {
-        // A chunk without block group is another rule's finding, and leaves this sum unknown.
-        let Some(group) = groups.at(chunk.logical)? else { return Ok(Vec::new()) };
-        used = used.saturating_add(group.used);
+        let of_group = match groups.at(chunk.logical)? {
+            Some(group) => Some(group.used),
+            // Another rule's finding. What it held before, and what the extents have added to it, is known.
+            None => used_before(commit.old, chunk, &sums)?,
+        };
+        let Some(of_group) = of_group else { return Ok(Vec::new()) };
+        used = used.saturating_add(of_group);
     }
     Ok(Vec::from_iter(wrong_bytes_used(now, used)))
+}
+
+/// What a block group would say that is gone while its chunk is there; `None` where it was not there before either.
+fn used_before(
+    old: Forest<'_>,
+    chunk: &Chunk,
+    sums: &BTreeMap<u64, Sums>,
+) -> Result<Option<u64>, BlockProblem> {
+    let more = sums.get(&chunk.logical).map_or(0, |sums| sums.taken);
+    let used = Groups::new(old).at(chunk.logical)?.map(|group| i128::from(group.used).saturating_add(more));
+    Ok(used.and_then(|used| u64::try_from(used).ok()))
 }
 
 /// A super block whose `bytes_used` is not the sum over the block groups.
@@ -131,36 +147,49 @@ pub(crate) fn chunks(commit: &mut Commit<'_, '_>) -> Outcome {
         found.extend(unlike_chunk(chunk, groups.at(start)?.as_ref()));
     }
     commit.unlike = found.iter().map(|violation: &Violation| violation.bytenr).collect();
+    let mut neighbours = Neighbours::new(commit.new);
     for chunk in gone {
         // Where the block group is still there, that is the finding.
         if groups.at(chunk.logical)?.is_none() {
-            found.extend(not_empty(commit.new, chunk)?);
+            found.extend(commit.lost.iter().find(|lost| lost.chunk.logical == chunk.logical).map(not_empty));
+            found.extend(crossing(&mut neighbours, chunk)?);
         }
     }
+    let crosses = |found: &&Violation| found.code == Code::SpaceBlockGroupOverlap;
+    commit.crossing = found.iter().filter(crosses).map(|found| found.bytenr).collect();
     Ok(found)
 }
 
 /// A chunk that is gone, with its block group, while extents lie where no chunk is any more. Blocks and data that stay
 /// are read by no other rule.
-fn not_empty(forest: Forest<'_>, chunk: &Chunk) -> Result<Option<Violation>, BlockProblem> {
-    let mut items = Searcher::new(forest, forest.snapshot.tree(ids::EXTENT_TREE));
+fn not_empty(lost: &LostChunk) -> Violation {
+    let LostChunk { chunk, extents, bytes, first: (bytenr, len) } = lost;
+    let (start, length) = (chunk.logical, chunk.length);
+    let message = format!(
+        "block group [{start} {length}] was removed while it held {extents} extents, {bytes} bytes in all, the first of \
+         them [{bytenr} {len}]; none of them lies in a block group now"
+    );
+    Violation::new(Code::SpaceBlockGroupNotEmpty, start, length, message).with_worth(0u64, *extents)
+}
+
+/// Extents over an edge of a chunk that is gone with its block group (`btrfs_free_ref_tree_range`).
+fn crossing(neighbours: &mut Neighbours<'_>, chunk: &Chunk) -> Outcome {
     let (start, end) = chunk_range(chunk);
-    let Some(last) = end.checked_sub(1) else { return Ok(None) };
-    let (mut count, mut first) = (0u64, None);
-    items.range(Key::new(start, 0, 0), Key::new(last, u8::MAX, u64::MAX), |item| {
-        let Some((bytenr, len)) = extent_range(&item.key, forest.nodesize()) else { return };
-        if forest.snapshot.chunks.chunk_at(bytenr).is_none() {
-            count = count.saturating_add(1);
-            first.get_or_insert((bytenr, len));
+    let mut found = Vec::new();
+    for edge in [start, end] {
+        let before = neighbours.before(edge)?;
+        let Some((bytenr, len)) = before.filter(|(bytenr, len)| bytenr.saturating_add(*len) > edge) else {
+            continue;
+        };
+        if found.iter().any(|known: &Violation| known.bytenr == bytenr) {
+            continue;
         }
-    })?;
-    Ok(first.map(|(bytenr, len)| {
-        let message = format!(
-            "block group [{start} {}] was removed while it held {count} extents, the first of them [{bytenr} {len}]",
-            chunk.length
-        );
-        Violation::new(Code::SpaceBlockGroupNotEmpty, start, chunk.length, message).with_worth(0u64, count)
-    }))
+        let message =
+            format!("block entry [{bytenr} {len}] overlaps a block group [{start},{}]!", chunk.length);
+        let violation = Violation::new(Code::SpaceBlockGroupOverlap, bytenr, len, message);
+        found.push(violation.with_worth(edge, bytenr.saturating_add(len)));
+    }
+    Ok(found)
 }
 
 /// A chunk and the block group at the same address: both or none, and alike.

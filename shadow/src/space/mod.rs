@@ -12,13 +12,14 @@ pub mod audit;
 pub mod checksums;
 pub mod commit;
 pub mod data;
-
 pub mod devices;
 pub mod explained;
 pub mod extents;
 pub mod free_space;
 pub mod group;
 pub mod groups;
+pub mod lost;
 pub mod ranges;
 
-pub use commit::{Memory, Verified, verify};
+pub use commit::{Inputs, Memory, Verified, verify};
+pub use lost::{LostChunk, lost_chunks};

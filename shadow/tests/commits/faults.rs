@@ -167,7 +167,7 @@ fn a_backref_of_data_is_left() {
 
 #[test]
 fn a_backref_of_a_tree_block_is_left() {
-    let holder = Holder::Tree(401);
+    let holder = Holder::Tree(400);
     for of in [|t: &Targets| t.new_leaf, |t: &Targets| t.old_leaf] {
         check(of, Code::RefStaleBackref, move |extent| {
             extent.refs.insert(holder, 1);

@@ -4,6 +4,7 @@ mod blocks;
 mod clean;
 mod faults;
 mod foresight;
+mod ghosts;
 mod items;
 mod leaves;
 mod links;

@@ -61,6 +61,118 @@ fn an_extent_leaves_its_block_group_or_lies_in_none() {
     }
 }
 
+/// Begins right behind the block group that all worlds have.
+const SECOND: u64 = DATA + 16 * MIB;
+const SECOND_LEN: u64 = 8 * MIB;
+
+/// A world with a second block group of data, the extents of these files in it.
+fn with_two_groups(files: u64) -> Rig {
+    let mut world = world();
+    let mut chunk = world.chunks.iter().find(|chunk| chunk.logical == DATA).unwrap().clone();
+    (chunk.logical, chunk.length) = (SECOND, SECOND_LEN);
+    chunk.stripes = vec![chunk.stripes[0] + 64 * MIB];
+    world.chunks.push(chunk);
+    for file in 0..files {
+        world.link(TOP, 400 + file, 0, SECOND + file * 8192, 4096);
+    }
+    Rig::attach(world)
+}
+
+fn remove_second(world: &mut World) -> u64 {
+    world.chunks.retain(|chunk| chunk.logical != SECOND);
+    SECOND
+}
+
+/// The codes and addresses of what is found, in order.
+#[track_caller]
+fn assert_found(rig: &mut Rig, wanted: &[(Code, u64)]) -> shadow::CommitReport {
+    let report = rig.commit(&Fault::none());
+    let mut found: Vec<_> = report.violations.iter().map(|found| (found.code, found.bytenr)).collect();
+    let mut wanted = wanted.to_vec();
+    found.sort_unstable();
+    wanted.sort_unstable();
+    assert_eq!(found, wanted, "{:#?}", rig::messages(&report));
+    report
+}
+
+#[test]
+fn an_empty_block_group_is_removed() {
+    let mut rig = with_two_groups(3);
+    (400..403).for_each(|inode| rig.world.unlink(TOP, inode));
+    rig.clean();
+    remove_second(&mut rig.world);
+    rig.clean();
+    // In the commit that frees the last extent in it.
+    let mut rig = with_two_groups(3);
+    (400..403).for_each(|inode| rig.world.unlink(TOP, inode));
+    remove_second(&mut rig.world);
+    rig.clean();
+}
+
+#[test]
+fn a_block_group_is_removed_while_it_holds_extents() {
+    found(with_two_groups(20), Code::SpaceBlockGroupNotEmpty, remove_second);
+    found(with_two_groups(1), Code::SpaceBlockGroupNotEmpty, remove_second);
+}
+
+/// Whatever the commit does to extents in it is not wrong beside that; what is wrong elsewhere is.
+#[test]
+fn a_block_group_is_removed_while_its_extents_come_and_go() {
+    let work = |world: &mut World| {
+        remove_second(world);
+        world.unlink(TOP, 400);
+        world.link(TOP, 500, 0, SECOND + 8192, 4096);
+        world.link(TOP, 501, 0, SECOND + 4096, 4096);
+        world.write_file(TOP, 402, 0, 4096);
+        SECOND
+    };
+    let mut rig = with_two_groups(20);
+    work(&mut rig.world);
+    let report = assert_found(&mut rig, &[(Code::SpaceBlockGroupNotEmpty, SECOND)]);
+    // One that was freed, one that was written, and one that was replaced, of twenty.
+    assert_eq!(report.violations[0].found, shadow::Worth::Number(19));
+
+    let mut rig = with_two_groups(20);
+    work(&mut rig.world);
+    let there = rig.world.alloc_data(16384);
+    rig.world.link(TOP, 502, 0, there, 8192);
+    rig.world.link(TOP, 503, 0, there + 4096, 8192);
+    rig.world.link(TOP, 504, 0, 1 << 40, 4096);
+    assert_found(
+        &mut rig,
+        &[
+            (Code::SpaceBlockGroupNotEmpty, SECOND),
+            (Code::SpaceExtentOverlap, there),
+            (Code::SpaceExtentOutsideBlockGroup, 1 << 40),
+        ],
+    );
+
+    // A reference to an extent in it that is not recorded.
+    let mut rig = with_two_groups(20);
+    work(&mut rig.world);
+    let fault = Fault::records(|extents| {
+        extents.get_mut(&(SECOND + 8192)).unwrap().refs.pop_last();
+    });
+    let report = rig.commit(&fault);
+    let codes: Vec<_> = report.violations.iter().map(|found| (found.code, found.bytenr)).collect();
+    let wanted = [(Code::RefMissingBackref, SECOND + 8192), (Code::SpaceBlockGroupNotEmpty, SECOND)];
+    assert_eq!(codes, wanted, "{:#?}", rig::messages(&report));
+}
+
+#[test]
+fn an_extent_lies_over_the_edge_of_a_block_group_that_is_removed() {
+    found(with_two_groups(0), Code::SpaceBlockGroupOverlap, |world| {
+        remove_second(world);
+        world.link(TOP, 500, 0, SECOND - 4096, 8192);
+        SECOND - 4096
+    });
+    let mut rig = with_two_groups(0);
+    remove_second(&mut rig.world);
+    let last = SECOND + SECOND_LEN - 4096;
+    rig.world.link(TOP, 500, 0, last, 8192);
+    assert_found(&mut rig, &[(Code::SpaceBlockGroupNotEmpty, SECOND), (Code::SpaceBlockGroupOverlap, last)]);
+}
+
 #[test]
 fn data_lies_among_tree_blocks() {
     found(Rig::attach(world()), Code::SpaceExtentType, |world| {

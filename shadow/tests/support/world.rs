@@ -92,6 +92,8 @@ pub struct World {
     pub blocks: BTreeMap<u64, BlockSpec>,
     /// Blocks that have FULL_BACKREF.
     pub full: BTreeSet<u64>,
+    /// Blocks that a kernel forgets to flag so.
+    pub forgotten: BTreeSet<u64>,
     /// Extents whose backrefs all stand in items of their own.
     pub keyed: BTreeSet<u64>,
     /// More items of the root tree: orphans.
@@ -132,6 +134,7 @@ impl World {
             roots: BTreeMap::new(),
             blocks: BTreeMap::new(),
             full: BTreeSet::new(),
+            forgotten: BTreeSet::new(),
             keyed: BTreeSet::new(),
             root_tree_items: Items::new(),
             managed: BTreeMap::new(),
@@ -287,6 +290,9 @@ impl World {
             held.extents.iter().filter(|(_, extent)| extent.level.is_some()).map(|(bytenr, _)| *bytenr)
         {
             let block = &self.blocks[&bytenr];
+            if self.forgotten.contains(&bytenr) {
+                continue;
+            }
             if held.reached.get(&block.owner).is_none_or(|reached| !reached.contains(&bytenr)) {
                 self.full.insert(bytenr);
             }

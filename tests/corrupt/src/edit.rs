@@ -85,6 +85,21 @@ impl Leaf {
         self.header.generation.get()
     }
 
+    /// Whether it belongs to a relocation.
+    pub fn is_reloc(&self) -> bool {
+        self.header.flags.get() & parser::block::FLAG_RELOC != 0
+    }
+
+    /// Tree that owns the block.
+    pub fn owner(&self) -> u64 {
+        self.header.owner.get()
+    }
+
+    /// Gives the block to another tree.
+    pub fn set_owner(&mut self, tree: u64) {
+        self.header.owner = tree.into();
+    }
+
     /// Sorts the items by key. `false` when two have the same, or when the leaf would no longer fit its place in the
     /// tree: another first key, or one past the last.
     pub fn settle(&mut self, original: &Leaf) -> bool {

@@ -2,6 +2,9 @@
 //!
 //! They are planted among the new leaves of a commit, so that whoever looks at references alone finds nothing.
 
+mod groups;
+mod roots;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use parser::file_extent::Encoding;
@@ -49,8 +52,15 @@ pub const KINDS: &[SetKind] = &[
     kind(
         "block-group-removed",
         &["space/block-group-not-empty", "space/extent-outside-block-group"],
-        group_removed,
+        groups::removed,
     ),
+    kind(
+        "extent-over-the-edge-of-a-removed-group",
+        // For `check` there is nothing at that edge.
+        &["space/block-group-overlap", "ref/stale-extent"],
+        groups::over_the_edge,
+    ),
+    kind("leaf-in-the-name-of-no-root", &["ref/unknown-root"], roots::in_the_name_of_none),
 ];
 
 /// The leaves of a commit that can be changed.
@@ -65,6 +75,8 @@ struct Set<'a> {
 pub struct Around<'a> {
     /// Its chunk map after the commit.
     pub map: &'a ChunkMap,
+    /// Its chunk map before it.
+    pub old_map: &'a ChunkMap,
     /// Addresses of all extents before the commit.
     pub old_extents: &'a BTreeSet<u64>,
 }
@@ -92,7 +104,7 @@ pub fn mutate_set<'b>(
     let mut changed = BTreeMap::new();
     for (bytenr, mut leaf) in set.leaves {
         let original = &before[&bytenr];
-        if leaf.items == original.items {
+        if leaf.items == original.items && leaf.owner() == original.owner() {
             continue;
         }
         // Another first key would be another fault.
@@ -260,31 +272,4 @@ impl Set<'_> {
             Some((at, gap))
         })
     }
-}
-
-/// A block group of data is gone, and its chunk with it, as if all that lies in it had been freed.
-fn group_removed(set: &mut Set<'_>, rng: &mut Rng) -> Option<String> {
-    let of_type = |leaf: &Leaf, item_type: u8| -> Vec<Key> {
-        leaf.items.iter().map(|item| item.key).filter(|key| key.item_type == item_type).collect()
-    };
-    let chunks: Vec<Key> =
-        set.of_tree(ids::CHUNK_TREE).flat_map(|(_, leaf)| of_type(leaf, item::CHUNK_ITEM)).collect();
-    let (chunk, group) = rng.order(chunks.len()).into_iter().find_map(|index| {
-        let chunk = chunks[index];
-        let start = chunk.offset;
-        let is_data = set.around.map.chunk_at(start)?.flags.0 & BlockFlags::TYPE_MASK == BlockFlags::DATA;
-        let group = [ids::EXTENT_TREE, ids::BLOCK_GROUP_TREE].into_iter().find_map(|tree| {
-            let groups = set.of_tree(tree).flat_map(|(_, leaf)| of_type(leaf, item::BLOCK_GROUP_ITEM));
-            groups.into_iter().find(|group| group.objectid == start)
-        })?;
-        let end = start + group.offset;
-        let holds_extent = set.of_tree(ids::EXTENT_TREE).any(|(_, leaf)| {
-            of_type(leaf, item::EXTENT_ITEM).iter().any(|key| (start..end).contains(&key.objectid))
-        });
-        (is_data && holds_extent).then_some((chunk, group))
-    })?;
-    for leaf in set.leaves.values_mut() {
-        leaf.items.retain(|item| item.key != chunk && item.key != group);
-    }
-    Some(format!("{chunk} and {group}: lost"))
 }

@@ -33,6 +33,8 @@ pub struct Target {
     pub newborn: Vec<Newborn>,
     /// The chunk map after the step.
     pub map: ChunkMap,
+    /// The chunk map before it.
+    pub old_map: ChunkMap,
     /// Addresses of all extents before the step.
     pub old_extents: BTreeSet<u64>,
     /// Items of the checksum tree before the step.
@@ -65,6 +67,7 @@ pub fn targets(history: &History) -> Vec<Target> {
         let followed = history.steps.get(index + 1).is_some_and(Step::is_single);
         let is_target = step.is_single() && followed;
         let old_extents = if is_target { ExtentTree::read(&memory).extents } else { BTreeSet::new() };
+        let old_map = if is_target { chunk_map(&memory) } else { Ok(ChunkMap::default()) };
         let old_sums = if is_target { sums(&memory) } else { Ok(HashSet::new()) };
         let before: Vec<Vec<u8>> = step
             .blocks
@@ -76,7 +79,8 @@ pub fn targets(history: &History) -> Vec<Target> {
             let unsound = |error: String| -> ! { panic!("{}, {}: {error}", history.name, step.doing) };
             let (newborn, map) = newborn(&memory, step, &before).unwrap_or_else(|error| unsound(error));
             let old_sums = old_sums.unwrap_or_else(|error| unsound(error));
-            targets.push(Target { step: index, newborn, map, old_extents, old_sums });
+            let old_map = old_map.unwrap_or_else(|error| unsound(error));
+            targets.push(Target { step: index, newborn, map, old_map, old_extents, old_sums });
         }
     }
     targets
@@ -99,6 +103,11 @@ fn newborn(memory: &Memory, step: &Step, before: &[Vec<u8>]) -> Result<(Vec<Newb
         newborn.push(Newborn { is_root: block.is_root, bytenr, copies, before });
     }
     Ok((newborn, volume.map().clone()))
+}
+
+fn chunk_map(memory: &Memory) -> Result<ChunkMap, String> {
+    let mut read = |offset: u64, buffer: &mut [u8]| memory.read_at(offset, buffer);
+    Ok(Volume::open(&mut read)?.map().clone())
 }
 
 /// All items of the checksum tree.
@@ -190,7 +199,8 @@ fn plant(kind: &Kind, step: &Step, target: &Target, seed: u64) -> Option<(Plante
 fn plant_set(kind: &SetKind, step: &Step, target: &Target, seed: u64) -> Option<(Planted, Instead)> {
     let bytes = |block: &Newborn| step.blocks[block.copies[0]].bytes.as_slice();
     let blocks = target.newborn.iter().map(|block| (block.bytenr, bytes(block)));
-    let around = Around { map: &target.map, old_extents: &target.old_extents };
+    let Target { map, old_map, old_extents, .. } = target;
+    let around = Around { map, old_map, old_extents };
     let (planted, changed) = sets::mutate_set(blocks, &around, kind, seed)?;
     let mut instead = Instead::new();
     for block in &target.newborn {

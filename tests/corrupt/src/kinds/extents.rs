@@ -89,6 +89,21 @@ pub fn kinds() -> Vec<Kind> {
             },
             &["ref/extent-type", "tree/extent-item", "ref/"],
         ),
+        kind("data-recorded-as-tree-block", data_becomes_tree, &["ref/extent-type"]),
+        kind("tree-block-recorded-as-data", tree_becomes_data, &["ref/extent-type"]),
+        kind(
+            "data-backref-of-no-root",
+            |leaf, slot, _| {
+                let backref = BackRef::ExtentData { root: NOWHERE, objectid: 257, offset: 0, count: 1 };
+                data(leaf, slot, |extent| added(extent, backref))
+            },
+            &["ref/unknown-root"],
+        ),
+        kind(
+            "tree-backref-of-no-root",
+            |leaf, slot, _| tree(leaf, slot, |extent| added(extent, BackRef::TreeBlock { root: NOWHERE })),
+            &["ref/unknown-root"],
+        ),
         kind(
             "no-type-flag",
             |leaf, slot, _| data(leaf, slot, |extent| flag(extent, FLAG_DATA, false)),
@@ -141,6 +156,44 @@ pub fn kinds() -> Vec<Kind> {
         kind("tree-extent-item-doubled", tree_doubled, &["ref/extent-overlap"]),
         kind("keyed-data-doubled", keyed_doubled, &["ref/duplicate-backref", "ref/"]),
     ]
+}
+
+/// A subvolume that no file system of the tests has.
+const NOWHERE: u64 = 1 << 40;
+
+/// One more backref, and one more reference.
+fn added(extent: &mut Extent, backref: BackRef) -> Option<String> {
+    extent.inline.push(backref);
+    Some(format!("{backref:?} added, {}", refs(extent, |refs| refs + 1)?))
+}
+
+/// Whether all backrefs of an extent stand in its item.
+fn is_whole(extent: &Extent) -> bool {
+    extent.inline.iter().map(|backref| u64::from(backref.count())).sum::<u64>() == extent.fixed.refs.get()
+}
+
+/// The whole item of a data extent that is as long as a tree block becomes one of a leaf, well-formed.
+fn data_becomes_tree(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let nodesize = leaf.nodesize as u64;
+    let item = leaf.items.get_mut(slot).filter(|item| item.key.offset == nodesize)?;
+    let old = Extent::parse(item).filter(|extent| extent.is_data() && is_whole(extent))?;
+    let key = layout::DiskKey { objectid: 256.into(), item_type: item::INODE_ITEM, offset: 0.into() };
+    let fixed = layout::ExtentItem { refs: 1.into(), flags: FLAG_TREE_BLOCK.into(), ..old.fixed };
+    let info = Some(layout::TreeBlockInfo { key, level: 0 });
+    item.data = Extent { fixed, info, inline: vec![BackRef::TreeBlock { root: 5 }] }.build();
+    Some(format!("extent {}: recorded as a leaf of root 5", item.key.objectid))
+}
+
+/// The whole item of a tree block becomes one of data, well-formed.
+fn tree_becomes_data(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let nodesize = leaf.nodesize as u64;
+    let item = leaf.items.get_mut(slot)?;
+    let old = Extent::parse(item).filter(|extent| extent.is_tree_block() && is_whole(extent))?;
+    let fixed = layout::ExtentItem { refs: 1.into(), flags: FLAG_DATA.into(), ..old.fixed };
+    let backref = BackRef::ExtentData { root: 5, objectid: 257, offset: 0, count: 1 };
+    item.data = Extent { fixed, info: None, inline: vec![backref] }.build();
+    item.key = Key::new(item.key.objectid, item::EXTENT_ITEM, nodesize);
+    Some(format!("extent {}: recorded as data of root 5", item.key.objectid))
 }
 
 /// Edits a parsed extent item that `wanted` lets through.

@@ -55,6 +55,8 @@ pub fn kinds() -> Vec<Kind> {
         ("dev-item-more-used-than-there-is", Place::CHUNK_LEAF, device_used, &["tree/dev-item"]),
         ("chunk-sector-size", Place::CHUNK_LEAF, chunk_sector_size, &["tree/chunk-item"]),
         ("dev-extent-of-another-tree", Place::DEV_LEAF, dev_extent_tree, &["tree/dev-extent"]),
+        ("raid-stripe-unaligned", Place::ExtentLeaf, stripe_unaligned, &["tree/raid-stripe"]),
+        ("raid-stripe-without-the-feature", Place::ExtentLeaf, stripe_alone, &["tree/raid-stripe"]),
         ("uuid-item-cut-short", Place::UUID_LEAF, uuid_cut_short, &["tree/uuid-item"]),
         ("orphan-item-of-an-inode", Place::FileLeaf, orphan_inode, &["tree/orphan-item"]),
         ("log-item-cut-short", Place::LOG_LEAF, log_cut_short, &["tree/log-item"]),
@@ -317,6 +319,23 @@ fn chunk_sector_size(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String
 
 fn dev_extent_tree(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     field::<layout::DevExtent>(leaf, slot, item::DEV_EXTENT, |extent| extent.chunk_tree = 7.into())
+}
+
+/// A raid stripe extent for an extent. No stock kernel makes any, and every tree checker that knows them looks at them,
+/// wherever they stand.
+fn stripe(leaf: &mut Leaf, slot: usize, beside: u64) -> Option<String> {
+    let extent = leaf.items.get(slot).filter(|item| item.key.item_type == item::EXTENT_ITEM)?.key;
+    let key = parser::Key::new(extent.objectid, item::RAID_STRIPE, extent.offset + beside);
+    leaf.items.push(Item { key, data: vec![0; 16] });
+    Some(format!("{key}: added"))
+}
+
+fn stripe_unaligned(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    stripe(leaf, slot, 512)
+}
+
+fn stripe_alone(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    stripe(leaf, slot, 0)
 }
 
 fn uuid_cut_short(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
