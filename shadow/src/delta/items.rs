@@ -6,6 +6,7 @@
 
 use parser::{Key, Leaf, ids};
 
+use crate::codes::Code;
 use crate::delta::pairs::Common;
 use crate::forest::{Expect, Forest, Snapshot};
 use crate::items::{self, Context, Found, Item};
@@ -32,6 +33,11 @@ impl ItemFaults {
                 self.found.push((owner, fault));
             }
         });
+    }
+
+    /// Forgets what was found of a leaf that follows from a wrong owner: that no item in it is in its place.
+    pub(super) fn forget_places(&mut self, bytenr: u64) {
+        self.found.retain(|(_, found)| found.site.block != bytenr || found.fault.code != Code::TreeItemPlace);
     }
 
     /// Those that the commit brought about.

@@ -9,10 +9,12 @@ use std::sync::Arc;
 
 use parser::{Chunk, ChunkMap, Key, ids};
 
+use crate::codes::Code;
 use crate::forest::{BlockProblem, Forest, Snapshot};
 use crate::space::extents::extent_range;
 use crate::space::group::{Groups, chunk_range};
 use crate::tree::Searcher;
+use crate::violation::{Violation, Worth};
 
 /// A chunk that is gone while extents are recorded where no chunk is any more.
 #[derive(Debug, Clone)]
@@ -102,4 +104,70 @@ fn as_long_as_groups(forest: &Forest<'_>) -> Result<Option<Vec<Chunk>>, BlockPro
         }
     }
     Ok(differ.then_some(chunks))
+}
+
+/// Puts together what follows from a chunk that was made by the commit and is not there: its device extent and the extents
+/// in it are. All of these are new, so that nothing else of it can be wrong.
+#[must_use]
+pub fn fold_missing(mut found: Vec<Violation>) -> Vec<Violation> {
+    let of_code = |found: &[Violation], code: Code| -> Vec<(u64, u64)> {
+        let these = found.iter().filter(|violation| violation.code == code);
+        these.map(|violation| (violation.bytenr, violation.len)).collect()
+    };
+    for (chunk, len) in of_code(&found, Code::SpaceDevExtent) {
+        let within = |bytenr: u64| (chunk..chunk.saturating_add(len)).contains(&bytenr);
+        let mut extents = of_code(&found, Code::SpaceExtentOutsideBlockGroup);
+        extents.retain(|(bytenr, _)| within(*bytenr));
+        let Some(first) = extents.iter().map(|(bytenr, _)| *bytenr).min() else { continue };
+        let bytes = extents.iter().fold(0u64, |sum, (_, len)| sum.saturating_add(*len));
+        found.retain(|violation| match violation.code {
+            Code::SpaceExtentOutsideBlockGroup => violation.bytenr == first || !within(violation.bytenr),
+            Code::SpaceDevExtent => violation.bytenr != chunk,
+            Code::SpaceBytesUsed => !is_off_by(violation, bytes),
+            _ => true,
+        });
+        let kept = found.iter_mut().find(|violation| {
+            violation.code == Code::SpaceExtentOutsideBlockGroup && violation.bytenr == first
+        });
+        if let Some(kept) = kept {
+            let count = extents.len() as u64;
+            kept.message = format!(
+                "{}: chunk {chunk} of {len} bytes has device extents and {count} extents, {bytes} bytes in all, but neither \
+                 a chunk item nor a block group",
+                kept.message
+            );
+            (kept.expected, kept.found) = (Worth::Number(0), Worth::Number(count));
+        }
+    }
+    found
+}
+
+/// Whether there is more by so much than there should be.
+fn is_off_by(violation: &Violation, bytes: u64) -> bool {
+    match (&violation.expected, &violation.found) {
+        (Worth::Number(expected), Worth::Number(found)) => found.checked_sub(*expected) == Some(bytes),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_from_a_missing_chunk_is_one_report() {
+        let found = |code, bytenr, len| Violation::new(code, bytenr, len, "");
+        let used = |more: u64| found(Code::SpaceBytesUsed, 0, 0).with_worth(1000u64, 1000 + more);
+        let all = |used| {
+            let outside = Code::SpaceExtentOutsideBlockGroup;
+            let extents = [found(outside, 100, 8), found(outside, 160, 8), found(outside, 200, 8)];
+            let others = [found(Code::SpaceDevExtent, 100, 100), found(Code::SpaceDevExtent, 900, 10), used];
+            let left = fold_missing(extents.into_iter().chain(others).collect());
+            left.iter().map(|found| (found.code, found.bytenr)).collect::<Vec<_>>()
+        };
+        let outside = Code::SpaceExtentOutsideBlockGroup;
+        let left = [(outside, 100), (outside, 200), (Code::SpaceDevExtent, 900)];
+        assert_eq!(all(used(16)), left);
+        assert_eq!(all(used(24)), [&left[..], &[(Code::SpaceBytesUsed, 0)]].concat());
+    }
 }

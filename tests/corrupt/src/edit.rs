@@ -101,14 +101,16 @@ impl Leaf {
     }
 
     /// Sorts the items by key. `false` when two have the same, or when the leaf would no longer fit its place in the
-    /// tree: another first key, or one past the last.
-    pub fn settle(&mut self, original: &Leaf) -> bool {
+    /// tree: another first key, or one past the last, unless nothing stands behind it (`is_last`).
+    pub fn settle(&mut self, original: &Leaf, is_last: bool) -> bool {
         self.items.sort_by_key(|item| item.key);
         let ends = |leaf: &Leaf| Some((leaf.items.first()?.key, leaf.items.last()?.key));
         let (Some((first, last)), Some((old_first, old_last))) = (ends(self), ends(original)) else {
             return false;
         };
-        first == old_first && last <= old_last && self.items.windows(2).all(|pair| pair[0].key < pair[1].key)
+        first == old_first
+            && (is_last || last <= old_last)
+            && self.items.windows(2).all(|pair| pair[0].key < pair[1].key)
     }
 }
 

@@ -67,6 +67,8 @@ pub const KINDS: &[SetKind] = &[
 struct Set<'a> {
     leaves: BTreeMap<u64, Leaf>,
     owners: BTreeMap<u64, u64>,
+    /// Leaves behind which nothing stands in their tree.
+    last: BTreeSet<u64>,
     around: &'a Around<'a>,
 }
 
@@ -91,7 +93,7 @@ pub fn mutate_set<'b>(
     seed: u64,
 ) -> Option<(Planted, BTreeMap<u64, Vec<u8>>)> {
     let mut csum = None;
-    let mut set = Set { leaves: BTreeMap::new(), owners: BTreeMap::new(), around };
+    let mut set = Set { leaves: BTreeMap::new(), owners: BTreeMap::new(), last: BTreeSet::new(), around };
     for (bytenr, bytes) in blocks {
         let Some(leaf) = Leaf::parse(bytes) else { continue };
         csum = csum.or_else(|| checksum_type(bytes));
@@ -100,6 +102,7 @@ pub fn mutate_set<'b>(
     }
     let csum = csum?;
     let before = set.leaves.clone();
+    set.last.extend(set.last_of_extents());
     let change = (kind.edit)(&mut set, &mut Rng::new(seed))?;
     let mut changed = BTreeMap::new();
     for (bytenr, mut leaf) in set.leaves {
@@ -108,7 +111,7 @@ pub fn mutate_set<'b>(
             continue;
         }
         // Another first key would be another fault.
-        leaf.settle(original).then_some(())?;
+        leaf.settle(original, set.last.contains(&bytenr)).then_some(())?;
         let mut bytes = leaf.build()?;
         csum.seal(&mut bytes);
         changed.insert(bytenr, bytes);
@@ -241,13 +244,24 @@ impl Set<'_> {
         self.around.map.chunks().iter().flat_map(of_chunk).collect()
     }
 
-    /// The leaf of the extent tree that has records before and behind an address.
+    /// The leaf of the extent tree that has records before and behind an address, or before it and is the last.
     fn leaf_around(&self, address: u64) -> Option<u64> {
-        let is_around = |leaf: &Leaf| {
+        let is_around = |(at, leaf): &(u64, &Leaf)| {
             let (first, last) = (leaf.items.first()?.key.objectid, leaf.items.last()?.key.objectid);
-            Some(first < address && address < last)
+            Some(first < address && (address < last || address > last && self.last.contains(at)))
         };
-        self.of_tree(ids::EXTENT_TREE).find(|(_, leaf)| is_around(leaf) == Some(true)).map(|(at, _)| at)
+        self.of_tree(ids::EXTENT_TREE).find(|leaf| is_around(leaf) == Some(true)).map(|(at, _)| at)
+    }
+
+    /// The last leaf of the extent tree, if it is a new one: all that lay behind it is gone with its block group.
+    fn last_of_extents(&self) -> Option<u64> {
+        let end = |leaf: &Leaf| leaf.items.last().map(|item| item.key.objectid);
+        let (at, leaf) = self.of_tree(ids::EXTENT_TREE).max_by_key(|(_, leaf)| end(leaf))?;
+        let (end, map) = (end(leaf)?, self.around.map);
+        let mut behind = self.around.old_extents.range(end.saturating_add(1)..);
+        let is_last = behind.all(|bytenr| map.chunk_at(*bytenr).is_none());
+        // Where block group items stand among the extents, there may be one on an old leaf.
+        (is_last && map.chunks().iter().all(|chunk| chunk.logical <= end)).then_some(at)
     }
 
     /// A leaf of the extent tree, and an address behind one of its tree blocks, with this much room before the next.

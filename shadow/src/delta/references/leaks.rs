@@ -6,9 +6,10 @@
 use std::rc::Rc;
 
 use super::{ExtentId, Walk, is_same_extent, survivor};
+use crate::codes::Code;
 use crate::delta::pairs::Pairs;
 use crate::edges::{self, Edge};
-use crate::forest::{Expect, Forest};
+use crate::forest::{BlockProblem, Expect, Forest};
 use crate::record::ExtentRecord;
 
 /// References of an unreached block that are looked at, to see whether they are recorded.
@@ -47,6 +48,9 @@ impl Walk<'_, '_> {
             if is_damaged {
                 // Its pointers need not be right: the block has been found to be wrong already.
                 self.result.problems.truncate(problems);
+                if self.has_wrong_owner(expect.bytenr) {
+                    self.item_faults.forget_places(expect.bytenr);
+                }
             }
         }
         for expect in gone {
@@ -57,6 +61,13 @@ impl Walk<'_, '_> {
                 self.drops();
             }
         }
+    }
+
+    fn has_wrong_owner(&self, bytenr: u64) -> bool {
+        self.result.problems.iter().any(|problem| match problem {
+            BlockProblem::Violation(found) => found.code == Code::TreeOwner && found.bytenr == bytenr,
+            BlockProblem::Unknown(_) => false,
+        })
     }
 
     /// Whether the block is there, and what it holds would make the extent tree and the references agree. Else its

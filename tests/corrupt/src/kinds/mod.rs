@@ -210,7 +210,7 @@ fn on_leaf(
             continue;
         }
         let Some(change) = edit(&mut leaf, slot, rng) else { continue };
-        if settle && !leaf.settle(&original) {
+        if settle && !leaf.settle(&original, false) {
             continue;
         }
         if let Some(bytes) = leaf.build() {

@@ -49,7 +49,7 @@ pub fn kinds() -> Vec<Kind> {
             &["root/no-orphan-item"],
         ),
         kind("root-half-deleted", half_deleted, &["ref/stale-backref", "ref/stale-extent", "ref/", "root/"]),
-        kind("root-item-lost", item_lost, &["ref/stale-backref", "ref/stale-extent", "ref/"]),
+        kind("root-item-lost", item_lost, &["ref/unknown-root", "ref/"]),
         kind("root-ref-lost", |leaf, slot, _| lost(leaf, slot, item::ROOT_REF), &["root/ref"])
             .beyond_the_model(),
         kind("root-backref-lost", |leaf, slot, _| lost(leaf, slot, item::ROOT_BACKREF), &["root/ref"])
