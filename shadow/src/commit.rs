@@ -1,28 +1,30 @@
 //! Verifies a commit: the state it leaves, the report it gives, and what is kept for the next one.
 
+mod counts;
+mod extents;
 mod foresight;
+mod report;
 
-use std::collections::BTreeMap;
+pub use report::{ActionCounts, CommitReport, REPORT_LIMIT, ReferenceCounts, Verdict};
+
 use std::sync::Arc;
 
 use hashbrown::HashSet;
 use parser::SuperBlock;
 
 use crate::attach::{self, AttachError, Coverage};
-use crate::codes::{Code, Severity};
+use crate::codes::Code;
+use crate::commit::extents::{touched, unlike_before};
 use crate::commit::foresight::{Ahead, Foreseen};
-use crate::delta::extents::{ExtentChange, ExtentDelta, Records, extent_delta};
-use crate::delta::references::{
-    ExtentId, Inputs, ReferenceDelta, ReplacedRanges, Residuals, reference_delta,
-};
+use crate::delta::extents::{ExtentDelta, Records, extent_delta};
+use crate::delta::references::{Inputs, ReferenceDelta, ReplacedRanges, Residuals, reference_delta};
 use crate::fold;
 use crate::forest::{BlockProblem, Forest, Snapshot};
 use crate::ghosts;
-use crate::live::{self, LiveDelta};
+use crate::live;
 use crate::log_tree::{self, KnownLogs};
 use crate::paths;
 use crate::reconcile::{self, Finding, Touched};
-use crate::record::{ExtentRecord, RefKey};
 use crate::refverify::Shadow;
 use crate::roots::{self, Links};
 use crate::rules::Rules;
@@ -30,145 +32,11 @@ use crate::source::BlockSource;
 use crate::space::{self, LostChunk};
 use crate::violation::{Violation, Worth};
 
-/// Violations of one commit that are reported one by one, and warnings; those beyond are counted.
-pub const REPORT_LIMIT: usize = 256;
-
 /// Violations of one commit for which a path is looked up, while the guest waits.
 const PATH_LIMIT: usize = 16;
 
 /// Damaged blocks that are remembered so that each is reported once.
 const DAMAGE_MEMORY: usize = 4096;
-
-/// What a commit turned out to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Everything was verified, and nothing is wrong.
-    Clean,
-    /// Something is wrong; warnings alone are not it.
-    Violations,
-    /// Nothing wrong was found, but not everything could be looked at.
-    Unverified,
-}
-
-impl Verdict {
-    /// As events spell it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Verdict::Clean => "clean",
-            Verdict::Violations => "violations",
-            Verdict::Unverified => "unverified",
-        }
-    }
-}
-
-/// What the extent tree says has happened, counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ActionCounts {
-    /// Extents allocated; each has its first reference with it.
-    pub alloc: u64,
-    /// References added beyond those.
-    pub add: u64,
-    /// References dropped.
-    pub drop: u64,
-    /// Extents freed.
-    pub free: u64,
-}
-
-/// What the referencing trees say has happened, counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ReferenceCounts {
-    /// References added.
-    pub add: u64,
-    /// References dropped.
-    pub drop: u64,
-}
-
-/// What was found about one commit.
-#[derive(Debug, Default)]
-pub struct CommitReport {
-    /// Transaction; for a log commit, the one it extends.
-    pub generation: u64,
-    /// What is wrong, warnings included, at most [`REPORT_LIMIT`] of each.
-    pub violations: Vec<Violation>,
-    /// How many more there are that are no warnings.
-    pub suppressed: u64,
-    /// Why not everything could be verified.
-    pub unverified: Vec<String>,
-    /// The extent tree's side.
-    pub actions: ActionCounts,
-    /// The other trees' side.
-    pub references: ReferenceCounts,
-    /// Tree blocks that became reachable: read and checked.
-    pub blocks_born: u64,
-    /// Addresses of the log's blocks among them.
-    pub log_blocks: Vec<u64>,
-    /// A block that was not flushed before the super block: wrong only in a guest that flushes.
-    pub not_flushed: Option<Violation>,
-    /// What the commit needs that the last one didn't, and the other way round; `None` where that is not known.
-    pub live: Option<LiveDelta>,
-    /// What each rule counts for.
-    rules: Arc<Rules>,
-}
-
-impl CommitReport {
-    /// A commit about which nothing can be said.
-    #[must_use]
-    pub fn unverified(generation: u64, reason: &str) -> Self {
-        CommitReport { generation, unverified: vec![reason.to_owned()], ..CommitReport::default() }
-    }
-
-    fn new(rules: &Arc<Rules>) -> Self {
-        CommitReport { rules: Arc::clone(rules), ..CommitReport::default() }
-    }
-
-    /// The verdict.
-    #[must_use]
-    pub fn verdict(&self) -> Verdict {
-        if self.violation_count() > 0 {
-            Verdict::Violations
-        } else if !self.unverified.is_empty() {
-            Verdict::Unverified
-        } else {
-            Verdict::Clean
-        }
-    }
-
-    /// All violations, those that are not reported one by one included; warnings don't count.
-    #[must_use]
-    pub fn violation_count(&self) -> u64 {
-        self.listed(Severity::Error) + self.suppressed
-    }
-
-    /// Warnings that are reported.
-    #[must_use]
-    pub fn warning_count(&self) -> u64 {
-        self.listed(Severity::Warning)
-    }
-
-    fn listed(&self, severity: Severity) -> u64 {
-        self.violations.iter().filter(|found| found.severity == severity).count() as u64
-    }
-
-    /// Takes up a violation, as far as its rule counts.
-    pub fn push(&mut self, violation: Violation) {
-        let Some(violation) = self.rules.judge(violation) else { return };
-        if self.listed(violation.severity) < REPORT_LIMIT as u64 {
-            self.violations.push(violation);
-        } else if violation.severity == Severity::Error {
-            self.suppressed += 1;
-        }
-    }
-
-    /// Takes up a violation because of which a block could not be used. Where it is no error by itself, what hangs
-    /// on the block is unverified still.
-    fn push_unusable(&mut self, violation: Violation) {
-        if !self.rules.is_error(violation.code) {
-            self.unverified.push(format!("a block breaks {}, which is no error here", violation.code.name()));
-        }
-        self.push(violation);
-    }
-}
 
 /// Verifies the commits of one file system, one after the other.
 #[derive(Debug)]
@@ -500,7 +368,7 @@ impl Verifier {
         let lost = space::lost_chunks(&old, &new).unwrap_or_default();
         let replaced = ReplacedRanges::new(&old, &new, &lost);
         let mut extents = extent_delta(&mut old_records, &mut new_records);
-        report.actions = count_actions(&extents);
+        report.actions = counts::actions(&extents);
         let references = reference_delta(Inputs {
             old,
             new,
@@ -510,7 +378,7 @@ impl Verifier {
             replaced: &replaced,
             residuals: &self.known.residuals,
         });
-        report.references = count_references(&references);
+        report.references = counts::references(&references);
         report.blocks_born = references.born;
         let ReferenceDelta { changes, mut violations, mut problems, fresh, .. } = references;
         match &mut self.ahead {
@@ -621,119 +489,4 @@ impl Verifier {
         }
         findings
     }
-}
-
-/// Every extent that either source says has changed, with both records.
-fn touched<'a>(
-    extents: &ExtentDelta,
-    mut changes: BTreeMap<ExtentId, Vec<(crate::RefKey, crate::delta::references::NetChange)>>,
-    replaced: &ReplacedRanges,
-    old_records: &mut Records<'a>,
-    new_records: &mut Records<'a>,
-    problems: &mut Vec<BlockProblem>,
-) -> Vec<Touched> {
-    let mut all: BTreeMap<ExtentId, Touched> = BTreeMap::new();
-    for (&bytenr, change) in &extents.changes {
-        let id = ExtentId { bytenr, reborn: false };
-        if !replaced.contains(bytenr) {
-            all.insert(id, Touched::by_record(id, change));
-            continue;
-        }
-        if change.old.is_some() {
-            let gone = ExtentChange { old: change.old.clone(), new: None };
-            all.insert(id, Touched::by_record(id, &gone));
-        }
-        if change.new.is_some() {
-            let id = ExtentId { bytenr, reborn: true };
-            let made = ExtentChange { old: None, new: change.new.clone() };
-            all.insert(id, Touched::by_record(id, &made));
-        }
-    }
-    for (&id, keys) in &mut changes {
-        let keys = std::mem::take(keys);
-        if let Some(touched) = all.get_mut(&id) {
-            touched.changes = keys;
-            continue;
-        }
-        let is_replaced = replaced.contains(id.bytenr);
-        let mut look_up = |records: &mut Records<'a>| match records.get(id.bytenr) {
-            Ok(record) => record,
-            Err(problem) => {
-                problems.push(problem);
-                None
-            }
-        };
-        let old = if id.reborn { None } else { look_up(old_records) };
-        let new = if is_replaced && !id.reborn { None } else { look_up(new_records) };
-        all.insert(id, Touched { id, old, new, changes: keys });
-    }
-    all.into_values().collect()
-}
-
-/// Extents that are in both commits, at the same address, and yet are not the same: freed and allocated again in one
-/// transaction, which pins what it frees, or an item that was overwritten.
-fn unlike_before(extents: &ExtentDelta, replaced: &ReplacedRanges) -> impl Iterator<Item = Violation> {
-    let both = extents.changes.values().filter_map(|change| change.old.as_deref().zip(change.new.as_deref()));
-    both.filter(|(old, _)| !replaced.contains(old.bytenr)).filter_map(|(old, new)| {
-        let (bytenr, len) = (new.bytenr, new.len);
-        if old.generation != new.generation {
-            let (code, what) = if old.metadata() && new.metadata() {
-                (Code::RefExtentGeneration, "invalid generation for extent")
-            } else {
-                (Code::RefReallocated, "re-allocated a block that still has references to it!")
-            };
-            let message = format!(
-                "{what} [{bytenr} {len}]: its item names generation {}, before this commit it was {} (leaf {} slot {})",
-                new.generation, old.generation, new.site.block, new.site.slot
-            );
-            Some(Violation::new(code, bytenr, len, message).with_worth(old.generation, new.generation))
-        } else if old.len != new.len && !old.metadata() && !new.metadata() {
-            let message = format!(
-                "data extent[{bytenr}, {len}] size mismatch: before this commit it was {} (leaf {} slot {})",
-                old.len, new.site.block, new.site.slot
-            );
-            Some(Violation::new(Code::RefExtentLength, bytenr, len, message).with_worth(old.len, len))
-        } else {
-            None
-        }
-    })
-}
-
-fn count_actions(extents: &ExtentDelta) -> ActionCounts {
-    let mut counts = ActionCounts::default();
-    for change in extents.changes.values() {
-        let side = |record: &Option<std::rc::Rc<ExtentRecord>>, sign: i64| {
-            let backrefs = record.iter().flat_map(|record| &record.backrefs);
-            let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX).saturating_mul(sign);
-            backrefs.map(|backref| (backref.key, signed(backref.count))).collect::<Vec<(RefKey, i64)>>()
-        };
-        let mut all = side(&change.old, -1);
-        all.append(&mut side(&change.new, 1));
-        all.sort_by_key(|(key, _)| *key);
-        let sums = all.chunk_by(|(one, _), (other, _)| one == other);
-        let sums: Vec<i64> =
-            sums.map(|of_key| of_key.iter().fold(0i64, |sum, (_, more)| sum.saturating_add(*more))).collect();
-        let sum = |sign: i64| {
-            let these = sums.iter().filter(|more| more.signum() == sign);
-            these.map(|more| more.unsigned_abs()).fold(0, u64::saturating_add)
-        };
-        let allocated = change.old.is_none() && change.new.is_some();
-        counts.alloc += u64::from(allocated);
-        counts.add += sum(1).saturating_sub(u64::from(allocated));
-        counts.drop += sum(-1);
-        counts.free += u64::from(change.old.is_some() && change.new.is_none());
-    }
-    counts
-}
-
-fn count_references(references: &ReferenceDelta) -> ReferenceCounts {
-    let mut counts = ReferenceCounts::default();
-    for (_, change) in references.changes.values().flatten() {
-        if change.net > 0 {
-            counts.add += change.net.unsigned_abs();
-        } else {
-            counts.drop += change.net.unsigned_abs();
-        }
-    }
-    counts
 }

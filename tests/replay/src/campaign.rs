@@ -175,7 +175,7 @@ impl Campaign {
             }
         }
         for (index, kind) in sets::KINDS.iter().filter(|kind| wanted(kind.name)).enumerate() {
-            for fault in choose_set(kind, &self.recorded, each, index as u64) {
+            for fault in choose_set(kind, &self.recorded, each, seed(index)) {
                 let step = &self.recorded[fault.history].0.steps[fault.step];
                 trials.push(Trial { in_parts: true, ..Trial::new(&fault, step, false) });
             }

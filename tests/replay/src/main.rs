@@ -7,17 +7,20 @@ use std::time::Instant;
 use replay::campaign::Campaign;
 use replay::{catalogue, table};
 
-const USAGE: &str = "usage: fault-table --program BTRFS-SHADOW [--output FILE] [--each N] [--kind NAME]...";
+const USAGE: &str =
+    "usage: fault-table --program BTRFS-SHADOW [--output FILE] [--each N] [--turn N] [--kind NAME]...";
 
 struct Options {
     program: PathBuf,
     output: Option<PathBuf>,
     each: usize,
+    /// Which places are taken.
+    turn: u64,
     kinds: Vec<String>,
 }
 
 fn options() -> Option<Options> {
-    let mut options = Options { program: PathBuf::new(), output: None, each: 4, kinds: Vec::new() };
+    let mut options = Options { program: PathBuf::new(), output: None, each: 4, turn: 0, kinds: Vec::new() };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let value = arguments.next()?;
@@ -25,6 +28,7 @@ fn options() -> Option<Options> {
             "--program" => options.program = value.into(),
             "--output" => options.output = Some(value.into()),
             "--each" => options.each = value.parse().ok()?,
+            "--turn" => options.turn = value.parse().ok()?,
             "--kind" => options.kinds.push(value),
             _ => return None,
         }
@@ -47,12 +51,13 @@ fn main() -> ExitCode {
     let clean = campaign.replay_clean(&options.program);
     let (sound, mut wrong) = (clean.clean, clean.wrong);
     eprintln!("{sound} commits replayed clean, {} not ({:?})", wrong.len(), started.elapsed());
-    let trials = campaign.trials(options.each, |name| {
+    let trials = campaign.trials_elsewhere(options.each, options.turn, |name| {
         options.kinds.is_empty() || options.kinds.iter().any(|kind| kind == name)
     });
     let findings = campaign.run(&options.program, &trials);
     eprintln!("{} faults planted ({:?})", findings.len(), started.elapsed());
     let complaints = table::complaints(&findings);
+    eprintln!("found otherwise than foreseen, of those planted: {:?}", table::odd_kinds(&findings));
     wrong.extend(complaints.misses.into_iter().chain(complaints.oddities));
     let many = findings.iter().filter(|finding| finding.online.len() > table::ONE_REPORT);
     for finding in many {
