@@ -18,6 +18,30 @@ const AGAIN: usize = 8;
 /// Faults of a kind that are too few to say anything of it.
 const FEW: usize = 4;
 
+/// Of how many faults one may be found otherwise than foreseen.
+const ODD: usize = 100;
+
+/// Kinds of which one fault makes several things wrong: a data extent that lies elsewhere than its block group, free space and
+/// checksums say, subtrees that seem to be deleted, sums for many extents, an item of which only the keyed backrefs are left.
+const MANY: &[&str] = &[
+    "csum-item-overlaps-the-next",
+    "data-extent-among-metadata",
+    "data-extent-on-super-block",
+    "data-extent-over-the-end",
+    "extent-item-lost-but-keyed-refs",
+    "root-half-deleted",
+];
+
+/// Kinds after which a whole block group, tree or block seems to be wrong.
+const FOLDED: &[&str] = &[
+    "block-group-removed",
+    "csum-header-owner",
+    "data-chunk-shorter",
+    "file-header-owner",
+    "leaf-in-the-name-of-no-root",
+    "root-item-lost",
+];
+
 #[test]
 fn every_planted_fault_is_found_at_its_commit_and_no_sound_commit_is_accused() {
     let program = Path::new(env!("CARGO_BIN_EXE_btrfs-shadow"));
@@ -33,13 +57,13 @@ fn every_planted_fault_is_found_at_its_commit_and_no_sound_commit_is_accused() {
     let (faults, kinds) = table::counted(&findings);
     assert!(faults >= 200 && kinds >= 40, "only {faults} faults of {kinds} kinds");
     let oddities = complaints.oddities;
-    assert!(oddities.len() * 100 <= 5 * faults, "{}", oddities.join("\n"));
+    assert!(oddities.len() * ODD <= faults, "{}", oddities.join("\n"));
+    assert_one_report(&findings);
     assert_odd_by_chance(&campaign, program, findings);
 }
 
 /// What the kernel writes differs from run to run, and with it the places where faults are planted; at a place, what is wrong
-/// may happen to be like something else, for some kinds at every third place. At others it is found as foreseen; a kind that
-/// never is isn't what it was.
+/// may happen to be like something else. At most places it is found as foreseen; a kind that isn't is not what it was.
 fn assert_odd_by_chance(campaign: &Campaign, program: &Path, mut findings: Vec<Finding>) {
     let odd = table::odd_kinds(&findings);
     let trials = campaign.trials_elsewhere(AGAIN, 1, |name| odd.contains_key(name));
@@ -49,6 +73,19 @@ fn assert_odd_by_chance(campaign: &Campaign, program: &Path, mut findings: Vec<F
     findings.extend(again);
     let odd = table::odd_kinds(&findings);
     println!("found otherwise than foreseen, of those planted: {odd:?}");
-    let always: Vec<_> = odd.iter().filter(|(_, (odd, planted))| *planted >= FEW && odd == planted).collect();
-    assert!(always.is_empty(), "not once found as foreseen: {always:?}\n{}", complaints.oddities.join("\n"));
+    let often: Vec<_> =
+        odd.iter().filter(|(_, (odd, planted))| *planted >= FEW && 2 * odd > *planted).collect();
+    assert!(often.is_empty(), "seldom found as foreseen: {often:?}\n{}", complaints.oddities.join("\n"));
+}
+
+/// One bug is one report, or a few.
+fn assert_one_report(findings: &[Finding]) {
+    let limit = |kind: &str| match kind {
+        kind if FOLDED.contains(&kind) => 1,
+        kind if MANY.contains(&kind) => usize::MAX,
+        _ => table::ONE_REPORT,
+    };
+    let is_many = |finding: &&Finding| finding.online.len() > limit(&finding.planted.kind);
+    let many: Vec<_> = findings.iter().filter(is_many).collect();
+    assert!(many.is_empty(), "{many:#?}");
 }

@@ -118,6 +118,11 @@ impl Extent {
         data
     }
 
+    /// Whether all its backrefs stand in the item.
+    pub fn is_whole(&self) -> bool {
+        self.inline.iter().map(|backref| u64::from(backref.count())).sum::<u64>() == self.fixed.refs.get()
+    }
+
     /// Whether it is a tree block.
     pub fn is_tree_block(&self) -> bool {
         self.fixed.flags.get() & FLAG_TREE_BLOCK != 0

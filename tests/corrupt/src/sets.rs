@@ -257,7 +257,11 @@ impl Set<'_> {
     fn last_of_extents(&self) -> Option<u64> {
         let end = |leaf: &Leaf| leaf.items.last().map(|item| item.key.objectid);
         let (at, leaf) = self.of_tree(ids::EXTENT_TREE).max_by_key(|(_, leaf)| end(leaf))?;
-        let (end, map) = (end(leaf)?, self.around.map);
+        // Backrefs of the last extent may go on behind the leaf.
+        let last = leaf.items.last()?;
+        let is_closed = last.key.item_type == item::BLOCK_GROUP_ITEM
+            || Extent::parse(last).is_some_and(|extent| extent.is_whole());
+        let (end, map) = (end(leaf).filter(|_| is_closed)?, self.around.map);
         let mut behind = self.around.old_extents.range(end.saturating_add(1)..);
         let is_last = behind.all(|bytenr| map.chunk_at(*bytenr).is_none());
         // Where block group items stand among the extents, there may be one on an old leaf.

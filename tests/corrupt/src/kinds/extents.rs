@@ -167,16 +167,11 @@ fn added(extent: &mut Extent, backref: BackRef) -> Option<String> {
     Some(format!("{backref:?} added, {}", refs(extent, |refs| refs + 1)?))
 }
 
-/// Whether all backrefs of an extent stand in its item.
-fn is_whole(extent: &Extent) -> bool {
-    extent.inline.iter().map(|backref| u64::from(backref.count())).sum::<u64>() == extent.fixed.refs.get()
-}
-
 /// The whole item of a data extent that is as long as a tree block becomes one of a leaf, well-formed.
 fn data_becomes_tree(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     let nodesize = leaf.nodesize as u64;
     let item = leaf.items.get_mut(slot).filter(|item| item.key.offset == nodesize)?;
-    let old = Extent::parse(item).filter(|extent| extent.is_data() && is_whole(extent))?;
+    let old = Extent::parse(item).filter(|extent| extent.is_data() && extent.is_whole())?;
     let key = layout::DiskKey { objectid: 256.into(), item_type: item::INODE_ITEM, offset: 0.into() };
     let fixed = layout::ExtentItem { refs: 1.into(), flags: FLAG_TREE_BLOCK.into(), ..old.fixed };
     let info = Some(layout::TreeBlockInfo { key, level: 0 });
@@ -188,7 +183,7 @@ fn data_becomes_tree(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String
 fn tree_becomes_data(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     let nodesize = leaf.nodesize as u64;
     let item = leaf.items.get_mut(slot)?;
-    let old = Extent::parse(item).filter(|extent| extent.is_tree_block() && is_whole(extent))?;
+    let old = Extent::parse(item).filter(|extent| extent.is_tree_block() && extent.is_whole())?;
     let fixed = layout::ExtentItem { refs: 1.into(), flags: FLAG_DATA.into(), ..old.fixed };
     let backref = BackRef::ExtentData { root: 5, objectid: 257, offset: 0, count: 1 };
     item.data = Extent { fixed, info: None, inline: vec![backref] }.build();
