@@ -146,6 +146,13 @@ fn drive(shadow: &mut Shadow, touched: &Touched, known: &[(RefKey, i64)], genera
     let adds = changes.iter().filter(|(_, change)| change.net > 0);
     let drops = changes.iter().filter(|(_, change)| change.net < 0);
     for (key, change) in adds {
+        // Data that is recorded as a tree block, or the other way round, is one finding, by the comparison; no rule of the
+        // state machine holds for its references.
+        let is_other_kind = |entry: &BlockEntry| entry.num_refs > 0 && entry.metadata != key.metadata;
+        if shadow.entry(touched.id.bytenr).is_some_and(is_other_kind) {
+            shadow.adjust(touched.id.bytenr, &[(*key, change.net)]);
+            continue;
+        }
         let kind = if std::mem::take(&mut is_new) { ActionKind::Alloc } else { ActionKind::Add };
         let action = Action {
             kind,

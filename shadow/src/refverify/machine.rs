@@ -276,8 +276,7 @@ impl Shadow {
         match (action.kind, entry.count_of(&action.key)) {
             (ActionKind::Add | ActionKind::Alloc, existing) => {
                 let total = existing.unwrap_or(0).saturating_add(action.count);
-                // Data that is recorded as a tree block is another finding, once.
-                if entry.metadata && action.key.metadata && total > 1 {
+                if entry.metadata && total > 1 {
                     let text = "attempting to add another ref for an existing ref on a tree block";
                     return Err(violation(Code::RefDuplicateTreeRef, text, entry, action));
                 }

@@ -214,7 +214,8 @@ pub fn verify(
         }
     }
     if !is_ahead && !by_chunks.is_empty() {
-        by_chunks = lost::fold_missing(in_either_case(inputs, &groups, &codes, by_chunks));
+        by_chunks = in_either_case(inputs, &groups, &codes, by_chunks);
+        by_chunks = lost::fold_missing(by_chunks, &new.snapshot.chunks);
     }
     verified.violations.extend(by_chunks);
     verified

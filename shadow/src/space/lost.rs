@@ -109,12 +109,13 @@ fn as_long_as_groups(forest: &Forest<'_>) -> Result<Option<Vec<Chunk>>, BlockPro
 /// Puts together what follows from a chunk that was made by the commit and is not there: its device extent and the extents
 /// in it are. All of these are new, so that nothing else of it can be wrong.
 #[must_use]
-pub fn fold_missing(mut found: Vec<Violation>) -> Vec<Violation> {
+pub fn fold_missing(mut found: Vec<Violation>, chunks: &ChunkMap) -> Vec<Violation> {
     let of_code = |found: &[Violation], code: Code| -> Vec<(u64, u64)> {
         let these = found.iter().filter(|violation| violation.code == code);
         these.map(|violation| (violation.bytenr, violation.len)).collect()
     };
-    for (chunk, len) in of_code(&found, Code::SpaceDevExtent) {
+    let is_missing = |(chunk, _): &(u64, u64)| chunks.chunk_at(*chunk).is_none();
+    for (chunk, len) in of_code(&found, Code::SpaceDevExtent).into_iter().filter(is_missing) {
         let within = |bytenr: u64| (chunk..chunk.saturating_add(len)).contains(&bytenr);
         let mut extents = of_code(&found, Code::SpaceExtentOutsideBlockGroup);
         extents.retain(|(bytenr, _)| within(*bytenr));
@@ -152,6 +153,8 @@ fn is_off_by(violation: &Violation, bytes: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use parser::BlockFlags;
+
     use super::*;
 
     #[test]
@@ -162,7 +165,18 @@ mod tests {
             let outside = Code::SpaceExtentOutsideBlockGroup;
             let extents = [found(outside, 100, 8), found(outside, 160, 8), found(outside, 200, 8)];
             let others = [found(Code::SpaceDevExtent, 100, 100), found(Code::SpaceDevExtent, 900, 10), used];
-            let left = fold_missing(extents.into_iter().chain(others).collect());
+            let found: Vec<Violation> = extents.into_iter().chain(others).collect();
+            let left = fold_missing(found.clone(), &ChunkMap::default());
+            // A chunk that is there is another fault than the extent that leaves it.
+            let chunk = Chunk {
+                logical: 100,
+                length: 60,
+                flags: BlockFlags(BlockFlags::DATA),
+                stripe_len: 65536,
+                sub_stripes: 0,
+                stripes: Vec::new(),
+            };
+            assert_eq!(fold_missing(found.clone(), &ChunkMap::new(vec![chunk]).unwrap()).len(), found.len());
             left.iter().map(|found| (found.code, found.bytenr)).collect::<Vec<_>>()
         };
         let outside = Code::SpaceExtentOutsideBlockGroup;

@@ -346,6 +346,25 @@ fn the_generation_of_an_extent_that_stays_is_changed() {
 }
 
 #[test]
+fn data_that_is_recorded_as_a_tree_block_is_referred_to_again() {
+    let (mut rig, targets) = prepare();
+    let bytenr = targets.new_twice;
+    let fault = Fault::records(|extents| {
+        if let Some(extent) = extents.get_mut(&bytenr) {
+            (extent.level, extent.refs) = (Some(0), [(Holder::Tree(5), 1)].into());
+        }
+    });
+    rig.fault(&fault, Code::RefExtentType, bytenr);
+    // What was said is not said again of each reference.
+    let mut items = rig.world.items(TOP);
+    for at in [0, 4096] {
+        items.insert(Key::new(340, item::EXTENT_DATA, at), bytes::file_extent(bytenr, 16384, at, 4096));
+    }
+    rig.world.write_tree(TOP, items);
+    rig::assert_clean(&rig.commit(&fault));
+}
+
+#[test]
 fn data_is_recorded_as_a_tree_block_and_a_tree_block_as_data() {
     let (mut rig, targets) = prepare();
     let bytenr = targets.new_leaf;

@@ -174,18 +174,6 @@ fn an_action_makes_the_entry_of_its_root() {
     assert_eq!(counts(&shadow).2, [(5, 1), (99, 1)]);
 }
 
-/// That an extent is recorded as something else than it is referred to as is said once; it is not said again of each
-/// reference.
-#[test]
-fn more_references_to_data_that_is_recorded_as_a_tree_block() {
-    let mut shadow = shadow();
-    shadow.load(BYTENR, Some(&record(BYTENR, Some(0), &[(RefKey::tree(5, 0), 1)])));
-    shadow.modify(&Action { count: 2, ..action(ActionKind::Add, DATA) }).unwrap();
-    shadow.modify(&action(ActionKind::Add, DATA)).unwrap();
-    assert_eq!(counts(&shadow).2, [(5, 4)]);
-    refused(&mut shadow, &action(ActionKind::Add, RefKey::tree(5, 0)), Code::RefDuplicateTreeRef);
-}
-
 /// Unlike the kernel's, the machine goes on after a violation.
 #[test]
 fn goes_on_after_a_violation() {
