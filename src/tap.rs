@@ -86,6 +86,9 @@ pub trait Tap: Send + Sync {
     /// A frontend has connected: the image may have been changed by others since the last one left.
     fn connected(&self);
 
+    /// The image was `before` bytes long and is `now`, and the guest may use all of it from now on, or what is left of it.
+    fn resized(&self, _before: u64, _now: u64) {}
+
     /// A ring was stopped: the guest was paused, or reset in the middle of anything.
     fn interrupted(&self);
 

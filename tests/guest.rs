@@ -97,6 +97,51 @@ fn smaller_and_larger() {
     clean_run("6.12", "resize", &["ROUNDS=2"]);
 }
 
+/// The image gets another size under a running guest, whose file system follows: larger, and smaller again.
+#[test]
+fn the_disk_itself_larger_and_smaller() {
+    let (small, large, middle) = (256, 1024, 768);
+    let image = Image::mkfs(small, "");
+    let backend = Backend::start(&image, &["--once"]);
+    let resize = |mib: u64| {
+        let file = std::fs::File::options().write(true).open(image.path()).expect("the image");
+        file.set_len(mib << 20).expect("another size");
+    };
+    let settings = [("SMALL", small), ("LARGE", large), ("MIDDLE", middle)];
+    let settings = settings.map(|(name, mib)| format!("{name}={mib}"));
+    std::thread::scope(|scope| {
+        let guest = scope.spawn(|| {
+            settings
+                .iter()
+                .fold(Guest::new("6.12", "grow"), |guest, setting| guest.env(setting))
+                .succeed(&backend);
+        });
+        backend.wait_for_status(
+            || guest.is_finished(),
+            |status| status["file_system"]["commits"].as_u64() > Some(2),
+        );
+        resize(large);
+        let total = |status: &serde_json::Value| status["file_system"]["device_bytes"].as_u64();
+        backend.wait_for_status(|| guest.is_finished(), |status| total(status) == Some(large << 20));
+        let status =
+            backend.wait_for_status(|| guest.is_finished(), |status| total(status) == Some(middle << 20));
+        assert_eq!(status["size"], large << 20);
+        resize(middle);
+        guest.join().expect("the guest");
+    });
+    let outcome = backend.wait();
+    outcome.assert_clean();
+    outcome.events.assert_every_commit_clean(&image.fsid(), image.generation());
+    image.assert_checked();
+    assert_eq!(image.super_field("total_bytes"), (middle << 20).to_string());
+    let notices: Vec<_> =
+        outcome.events.of_kind("notice").map(|event| event["message"].to_string()).collect();
+    for mib in [large, middle] {
+        let said = format!("the image has {} bytes now", mib << 20);
+        assert!(notices.iter().any(|notice| notice.contains(&said)), "{notices:?}");
+    }
+}
+
 #[test]
 fn several_queues() {
     let image = Image::mkfs(MIB, "--csum xxhash -n 4096");

@@ -67,6 +67,8 @@ pub enum Message {
     NotFlushed(Box<Violation>),
     /// The place of the primary super block was erased.
     SuperErased,
+    /// The image has another size: that before, in bytes, and the new one.
+    Resized(u64, u64),
     /// The guest may have been reset.
     Interrupted,
     /// A frontend connected.
@@ -362,6 +364,10 @@ impl Tap for Capture {
     fn connected(&self) {
         self.shared.guard.connected();
         self.tell(Message::Connected);
+    }
+
+    fn resized(&self, before: u64, now: u64) {
+        self.tell(Message::Resized(before, now));
     }
 
     fn interrupted(&self) {

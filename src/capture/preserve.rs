@@ -55,7 +55,9 @@ impl Preserve {
             return;
         }
         let mut state = self.lock();
-        let end = offset.saturating_add(len).min(self.image.len());
+        // Once: the image may be made smaller at any time.
+        let image_len = self.image.len();
+        let end = offset.saturating_add(len).min(image_len);
         let mut at = offset / SECTOR * SECTOR;
         while at < end && !state.lost {
             if !state.sectors.contains_key(&at) {
@@ -64,7 +66,7 @@ impl Preserve {
                     state.sectors = HashMap::new();
                     return;
                 }
-                let size = SECTOR.min(self.image.len() - at) as usize;
+                let size = SECTOR.min(image_len - at) as usize;
                 let mut sector = vec![0; size].into_boxed_slice();
                 match self.image.read_at(&mut sector, at) {
                     Ok(()) => drop(state.sectors.insert(at, sector)),

@@ -10,11 +10,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::{debug, error};
+use vhost::vhost_user::Backend as FrontendProxy;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VhostUserBackend;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
+use super::channel::Channel;
 use super::limits::MAX_QUEUE_SIZE;
 use super::worker::{Shared, Worker};
 use super::{MemorySpace, Vring, config};
@@ -25,7 +27,10 @@ use crate::tap::Draining;
 pub(super) struct Backend {
     shared: Arc<Shared>,
     workers: Vec<Mutex<Worker>>,
+    image: Arc<dyn Image>,
     config: Vec<u8>,
+    /// Where the frontend can be told that the configuration space has changed, if it has said so.
+    channel: Mutex<Option<Channel>>,
     /// For each thread of the library: what ends it. Made in advance, because without one the thread never ends.
     exits: Mutex<Vec<Option<(EventConsumer, EventNotifier)>>>,
     /// Those given to the library, which never closes them.
@@ -33,21 +38,29 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    pub(super) fn new(shared: Arc<Shared>, image: &dyn Image, num_queues: usize) -> io::Result<Self> {
+    pub(super) fn new(shared: Arc<Shared>, image: Arc<dyn Image>, num_queues: usize) -> io::Result<Self> {
         let worker = |queue| Worker::new(queue, shared.clone(), image.engine()?, shared.record.queue(queue));
         let workers =
             (0..num_queues).map(|queue| worker(queue).map(Mutex::new)).collect::<io::Result<_>>()?;
         // The number of queues was checked against a limit below 2^16.
         let config = config::config_space(config::Layout {
-            len: shared.disk.len,
-            block_size: shared.disk.block_size,
+            len: shared.size.len(),
+            block_size: shared.block_size,
             io_size: image.io_size(),
             num_queues: num_queues as u16,
         });
         let exits = (0..num_queues)
             .map(|_| new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).map(Some))
             .collect::<io::Result<_>>()?;
-        Ok(Self { shared, workers, config, exits: Mutex::new(exits), exit_fds: Mutex::default() })
+        Ok(Self {
+            shared,
+            workers,
+            image,
+            config,
+            channel: Mutex::default(),
+            exits: Mutex::new(exits),
+            exit_fds: Mutex::default(),
+        })
     }
 
     /// Descriptors that worker `queue` wants events for, and the event ids, which the library wants above the number
@@ -57,6 +70,19 @@ impl Backend {
         let (answers, engine) = worker.notifiers();
         let first = self.workers.len() as u64 + 1;
         std::iter::once(answers).chain(engine).chain(worker.alarm()).zip(first..).collect()
+    }
+
+    /// Looks whether the image has another size by now, and tells the frontend until it has read it: one whose guest is
+    /// just starting takes no notice.
+    pub(super) fn follow_size(&self) {
+        let Shared { size, tap, .. } = self.shared.as_ref();
+        if let Some((before, now)) = size.follow(self.image.as_ref()) {
+            tap.resized(before, now);
+        }
+        let mut channel = lock(&self.channel);
+        if !size.is_told() && channel.as_ref().is_some_and(|channel| !channel.config_changed()) {
+            *channel = None;
+        }
     }
 
     /// From now on no request is taken.
@@ -108,7 +134,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn features(&self) -> u64 {
-        config::features(self.shared.disk.read_only)
+        config::features(self.shared.read_only)
     }
 
     fn acked_features(&self, features: u64) {
@@ -129,6 +155,9 @@ impl VhostUserBackend for Backend {
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let mut space = self.config.clone();
+        let disk = &self.shared.size;
+        let len = if config::tells_capacity(offset, size) { disk.tell() } else { disk.len() };
+        config::set_capacity(&mut space, len);
         config::set_write_cache(&mut space, !self.shared.write_through.load(Ordering::Acquire));
         config::read_config(&space, offset, size)
     }
@@ -143,6 +172,13 @@ impl VhostUserBackend for Backend {
             None => debug!(offset, len = buf.len(), "ignored a write to the configuration space"),
         }
         Ok(())
+    }
+
+    fn set_backend_req_fd(&self, channel: FrontendProxy) {
+        let mut ours = lock(&self.channel);
+        // The last one is closed before the new one is looked for.
+        *ours = None;
+        *ours = Channel::take(channel);
     }
 
     fn update_memory(&self, _memory: MemorySpace) -> io::Result<()> {

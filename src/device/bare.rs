@@ -12,9 +12,9 @@ use vhost_user_backend::VringT;
 use virtio_queue::QueueT;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-use super::chain::Disk;
 use super::inflight::Record;
 use super::limits::{BLOCK_SIZES, MAX_QUEUE_SIZE, SERIAL_SIZE};
+use super::size::Size;
 use super::worker::{Shared, Worker};
 use super::{MemorySpace, Vring};
 use crate::engine::Engine;
@@ -84,7 +84,9 @@ impl BareQueue {
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             tap,
-            disk: Disk { len: disk.len, block_size: BLOCK_SIZES[0], read_only: disk.read_only },
+            size: Size::new(disk.len, BLOCK_SIZES[0]),
+            block_size: BLOCK_SIZES[0],
+            read_only: disk.read_only,
             serial: vec![b's'; SERIAL_SIZE],
             memory: memory.clone(),
             record: record.clone(),

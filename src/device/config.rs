@@ -59,12 +59,13 @@ pub(super) fn protocol_features() -> VhostUserProtocolFeatures {
         | VhostUserProtocolFeatures::REPLY_ACK
         | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
         | VhostUserProtocolFeatures::RESET_DEVICE
+        | VhostUserProtocolFeatures::BACKEND_REQ
 }
 
 /// What the configuration space says of a disk.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
-    /// Size in bytes.
+    /// Size in bytes at first.
     pub(super) len: u64,
     /// Bytes of a logical block.
     pub(super) block_size: u32,
@@ -103,7 +104,6 @@ pub(super) fn config_space(layout: Layout) -> Vec<u8> {
     let block_sectors = block_size / SECTOR_SIZE as u32;
     let mut space = vec![0; size_of::<virtio_blk_config>()];
     let mut put = |offset: usize, bytes: &[u8]| space[offset..offset + bytes.len()].copy_from_slice(bytes);
-    put(offset_of!(virtio_blk_config, capacity), &(len / SECTOR_SIZE).to_le_bytes());
     put(offset_of!(virtio_blk_config, size_max), &SEGMENT_SIZE.to_le_bytes());
     put(offset_of!(virtio_blk_config, seg_max), &SEGMENTS.to_le_bytes());
     put(offset_of!(virtio_blk_config, blk_size), &block_size.to_le_bytes());
@@ -122,7 +122,20 @@ pub(super) fn config_space(layout: Layout) -> Vec<u8> {
     put(offset_of!(virtio_blk_config, max_write_zeroes_sectors), &ERASE_SECTORS.to_le_bytes());
     put(offset_of!(virtio_blk_config, max_write_zeroes_seg), &ERASE_SEGMENTS.to_le_bytes());
     put(offset_of!(virtio_blk_config, write_zeroes_may_unmap), &[1]);
+    set_capacity(&mut space, len);
     space
+}
+
+/// Says in `space` that the disk has `len` bytes.
+pub(super) fn set_capacity(space: &mut [u8], len: u64) {
+    let at = offset_of!(virtio_blk_config, capacity);
+    space[at..at + size_of::<u64>()].copy_from_slice(&(len / SECTOR_SIZE).to_le_bytes());
+}
+
+/// Whether reading `size` bytes from `offset` tells how large the disk is.
+pub(super) fn tells_capacity(offset: u32, size: u32) -> bool {
+    offset as usize <= offset_of!(virtio_blk_config, capacity)
+        && offset.saturating_add(size) as usize >= offset_of!(virtio_blk_config, capacity) + size_of::<u64>()
 }
 
 /// Says in `space` whether the write cache is on.
@@ -166,6 +179,17 @@ mod tests {
         let space = config_space(layout(10 * 512 + 511, 512, 4096));
         assert_eq!(read_config(&space, 0, 8), 10u64.to_le_bytes());
         assert_eq!(read_config(&space, 34, 2), 3u16.to_le_bytes());
+    }
+
+    #[test]
+    fn capacity_follows_and_is_told_to_who_reads_all_of_it() {
+        let mut space = config_space(layout(1 << 30, 512, 4096));
+        let rest = space[8..].to_vec();
+        set_capacity(&mut space, 3 * 512);
+        assert_eq!(read_config(&space, 0, 8), 3u64.to_le_bytes());
+        assert_eq!(space[8..], rest);
+        assert!(tells_capacity(0, 8) && tells_capacity(0, 60) && tells_capacity(0, u32::MAX));
+        assert!(!tells_capacity(0, 7) && !tells_capacity(1, 60) && !tells_capacity(u32::MAX, u32::MAX));
     }
 
     #[test]

@@ -63,6 +63,16 @@ pub const THROTTLE_BURST: Duration = Duration::from_millis(100);
 /// dropped: a guest must not be able to fill the log.
 pub const MAX_COMPLAINTS: u32 = 20;
 
+/// How often the image is looked at for another size while there is a frontend.
+pub const SIZE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Descriptors among which the frontend's channel is looked for, from 0. More than a process has whose frontend behaves; one
+/// that lies beyond them is not used.
+pub const CHANNEL_FDS: i32 = 4096;
+
+/// Unix sockets among them that may be the channel. With more it may not be found, and isn't used then.
+pub const CHANNEL_CANDIDATES: usize = 64;
+
 /// Bytes of the serial number.
 pub const SERIAL_SIZE: usize = 20;
 

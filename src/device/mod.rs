@@ -10,6 +10,7 @@
 //! ```text
 //! server ── session ── backend ── worker (one per queue and thread) ── chain, engine, tap
 //!    │         │                        └── inflight (a record that outlives the process)
+//!    │         ├── size, channel (the image's size, and how a running guest hears of another one)
 //!    │         └── bridge (only for --fd with a connected socket)
 //!  socket, stop
 //! ```
@@ -18,6 +19,7 @@ mod backend;
 pub mod bare;
 mod bridge;
 mod chain;
+mod channel;
 mod config;
 mod copies;
 mod held;
@@ -27,6 +29,7 @@ pub mod limits;
 mod poll;
 mod server;
 mod session;
+mod size;
 mod socket;
 mod stop;
 mod throttle;

@@ -7,16 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use tracing::warn;
 use vhost::vhost_user::Listener;
 use vm_memory::GuestMemoryAtomic;
 
 use super::backend::Backend;
 use super::bridge::{Abutments, Bridge};
-use super::chain::Disk;
 use super::inflight::Record;
 use super::limits::{BLOCK_SIZES, DEFAULT_POLL, DEFAULT_QUEUES, MAX_QUEUES, SERIAL_SIZE, TURN};
 use super::session;
+use super::size::Size;
 use super::socket::{Bound, Socket, SocketFile, into_vhost_listener};
 use super::stop::StopHandle;
 use super::throttle::{Limits, Throttle};
@@ -201,11 +200,9 @@ impl Core<'_> {
         let block_size = self.options.block_size;
         let shared = Arc::new(Shared {
             tap: tap.clone(),
-            disk: Disk {
-                len: whole_blocks(self.image.as_ref(), block_size.into()),
-                block_size,
-                read_only: self.image.read_only(),
-            },
+            size: Size::of(self.image.as_ref(), block_size),
+            block_size,
+            read_only: self.image.read_only(),
             serial: serial(&self.options.serial),
             memory: memory.clone(),
             record: self.lasting.record.clone(),
@@ -218,25 +215,13 @@ impl Core<'_> {
             turn: TURN,
             copied: Arc::default(),
         });
-        let backend = Backend::new(shared, self.image.as_ref(), self.options.num_queues);
+        let backend = Backend::new(shared, self.image.clone(), self.options.num_queues);
         let backend = Arc::new(backend.map_err(DeviceError::Session)?);
         tap.connected();
         let outcome = session::serve(backend, memory, listener, stop);
         tap.disconnected();
         outcome
     }
-}
-
-/// The size of the image as it is now, in bytes: it may have grown since the last connection.
-fn whole_blocks(image: &dyn Image, block_size: u64) -> u64 {
-    let len = image.refresh_len().unwrap_or_else(|error| {
-        warn!(%error, "cannot find the image's size: taken to be what it was");
-        image.len()
-    });
-    if !len.is_multiple_of(block_size) {
-        warn!(bytes = len % block_size, "the image's last bytes are no whole block and not served");
-    }
-    len / block_size * block_size
 }
 
 /// The serial number as GET_ID delivers it: padded with zeros, not terminated if there is no room.

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::MemorySpace;
 use super::backend::Backend;
+use super::limits::SIZE_INTERVAL;
 use super::server::DeviceError;
 use super::stop::StopHandle;
 use crate::tap::Draining;
@@ -54,7 +55,14 @@ fn attend(
     let Some(shutdown) = daemon.shutdown_handle() else { return Ok(()) };
     thread::scope(|scope| {
         scope.spawn(|| {
-            if matches!(stop.wait_for(ended.as_raw_fd()), Ok(true)) {
+            let ended_first = loop {
+                match stop.wait_a_while_for(ended.as_raw_fd(), SIZE_INTERVAL) {
+                    Ok(None) => backend.follow_size(),
+                    Ok(Some(ended)) => break ended,
+                    Err(_) => break false,
+                }
+            };
+            if ended_first {
                 return;
             }
             // Answered while the frontend is still there to see it.

@@ -142,12 +142,12 @@ fn is_alive(path: &Path) -> io::Result<bool> {
 
 /// QEMU's convention for `--fd` leaves open whether the socket is listening or connected; both are in use.
 fn adopt(fd: OwnedFd) -> io::Result<Bound> {
-    if socket_option(&fd, libc::SO_DOMAIN)? != libc::AF_UNIX
-        || socket_option(&fd, libc::SO_TYPE)? != libc::SOCK_STREAM
+    if socket_option(fd.as_raw_fd(), libc::SO_DOMAIN)? != libc::AF_UNIX
+        || socket_option(fd.as_raw_fd(), libc::SO_TYPE)? != libc::SOCK_STREAM
     {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a Unix stream socket"));
     }
-    if socket_option(&fd, libc::SO_ACCEPTCONN)? != 0 {
+    if socket_option(fd.as_raw_fd(), libc::SO_ACCEPTCONN)? != 0 {
         let listener = UnixListener::from(fd);
         // The vhost library would spin on one that isn't.
         listener.set_nonblocking(false)?;
@@ -159,12 +159,13 @@ fn adopt(fd: OwnedFd) -> io::Result<Bound> {
     Ok(Bound::Connected(stream))
 }
 
-fn socket_option(fd: &OwnedFd, option: libc::c_int) -> io::Result<libc::c_int> {
+/// An option of the socket `fd`, which need not be one, nor even open.
+pub(super) fn socket_option(fd: RawFd, option: libc::c_int) -> io::Result<libc::c_int> {
     let mut value: libc::c_int = 0;
     let mut len = size_of::<libc::c_int>() as libc::socklen_t;
     let at = (&raw mut value).cast();
     // SAFETY: `value` has room for the `len` bytes of the option.
-    if unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, at, &mut len) } < 0 {
+    if unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, option, at, &mut len) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(value)

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -34,6 +35,12 @@ impl StopHandle {
         wait_readable(&[self.event.as_raw_fd(), fd])?;
         Ok(!self.is_triggered())
     }
+
+    /// The same, but waits no longer than `patience`; `None` if it was for nothing.
+    pub(super) fn wait_a_while_for(&self, fd: RawFd, patience: Duration) -> io::Result<Option<bool>> {
+        let ready = wait_readable_for(&[self.event.as_raw_fd(), fd], patience)?;
+        Ok(ready.map(|_| !self.is_triggered()))
+    }
 }
 
 fn readable(fd: RawFd) -> bool {
@@ -44,16 +51,26 @@ fn readable(fd: RawFd) -> bool {
 
 /// Waits until one of `fds` is readable, hung up or broken; says which are.
 pub(super) fn wait_readable<const N: usize>(fds: &[RawFd; N]) -> io::Result<[bool; N]> {
-    let mut polls = fds.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
     loop {
-        // SAFETY: an array of N valid pollfds; negative descriptors are ignored by the kernel.
-        let ready = unsafe { libc::poll(polls.as_mut_ptr(), N as libc::nfds_t, -1) };
-        if ready >= 0 {
-            return Ok(polls.map(|poll| poll.revents != 0));
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
+        if let Some(ready) = poll(fds, -1)? {
+            return Ok(ready);
         }
     }
+}
+
+/// The same, but waits no longer than `patience`, or less if a signal comes.
+fn wait_readable_for<const N: usize>(fds: &[RawFd; N], patience: Duration) -> io::Result<Option<[bool; N]>> {
+    poll(fds, libc::c_int::try_from(patience.as_millis()).unwrap_or(libc::c_int::MAX))
+}
+
+/// Waits up to `timeout` milliseconds, or for as long as it takes if that is negative; `None` if none of `fds` is ready.
+fn poll<const N: usize>(fds: &[RawFd; N], timeout: libc::c_int) -> io::Result<Option<[bool; N]>> {
+    let mut polls = fds.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+    // SAFETY: an array of N valid pollfds; negative descriptors are ignored by the kernel.
+    let ready = unsafe { libc::poll(polls.as_mut_ptr(), N as libc::nfds_t, timeout) };
+    if ready >= 0 {
+        return Ok((ready > 0).then(|| polls.map(|poll| poll.revents != 0)));
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::Interrupted { Ok(None) } else { Err(error) }
 }

@@ -26,6 +26,7 @@ use super::in_flight::{InFlight, Pending, Stage};
 use super::inflight::{QueueRecord, Record};
 use super::limits::{BATCH, MAX_COMPLAINTS, MAX_COPY};
 use super::poll::Poll;
+use super::size::Size;
 use super::stop::wait_readable;
 use super::throttle::{Alarm, Throttle};
 use super::{Memory, MemorySpace, Vring};
@@ -39,7 +40,11 @@ const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
 /// What all workers of a session share.
 pub(super) struct Shared {
     pub(super) tap: Arc<dyn Tap>,
-    pub(super) disk: Disk,
+    /// Bytes that the guest may address.
+    pub(super) size: Size,
+    /// Bytes of a logical block.
+    pub(super) block_size: u32,
+    pub(super) read_only: bool,
     pub(super) serial: Vec<u8>,
     pub(super) memory: MemorySpace,
     /// What outlives the session: the part of each queue, and how the guest has set its write cache.
@@ -60,6 +65,13 @@ pub(super) struct Shared {
     pub(super) turn: usize,
     /// Bytes that were copied for requests in flight.
     pub(super) copied: Arc<AtomicUsize>,
+}
+
+impl Shared {
+    /// What a request that is taken now is checked against.
+    pub(super) fn disk(&self) -> Disk {
+        Disk { len: self.size.len(), block_size: self.block_size, read_only: self.read_only }
+    }
 }
 
 /// The state of one queue.
@@ -300,7 +312,7 @@ impl Worker {
             let Some(chain) = self.pop(vring, &memory) else { return taken };
             self.turn -= 1;
             let head = chain.head_index();
-            let parsed = chain::parse(chain, &memory, self.shared.disk);
+            let parsed = chain::parse(chain, &memory, self.shared.disk());
             self.record.taken(head, parsed.fingerprint);
             self.start(head, parsed, memory);
         }

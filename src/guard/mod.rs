@@ -103,11 +103,14 @@ impl Guard {
         self.live.store(live);
     }
 
-    /// The disk may have another size than before; `committed` is still what is on it.
-    pub fn resize(&self, committed: &Snapshot) {
-        if self.live.load().as_ref().is_some_and(|live| !live.is_for(self.image.len())) {
+    /// The disk may have another size than before; `committed` is still what is on it. Whether it is guarded anew, for
+    /// which the blocks of the last log commit are to be told again.
+    pub fn resize(&self, committed: &Snapshot) -> bool {
+        let is_other = self.live.load().as_ref().is_some_and(|live| !live.is_for(self.image.len()));
+        if is_other {
             self.begin(committed);
         }
+        is_other
     }
 
     /// There is no file system any more.

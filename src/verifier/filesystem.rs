@@ -147,7 +147,9 @@ impl FileSystem {
         self.shared.cache.clear();
         match self.read_super() {
             Ok(bytes) if bytes == known => {
-                self.verifier.snapshot().into_iter().for_each(|snapshot| self.shared.guard.resize(snapshot));
+                self.verifier.snapshot().into_iter().for_each(|snapshot| {
+                    self.shared.guard.resize(snapshot);
+                });
                 self.guard_log();
             }
             Ok(_) => {
@@ -204,6 +206,7 @@ impl FileSystem {
             json!({
                 "fs": self.fsid.to_string(),
                 "generation": snapshot.generation,
+                "device_bytes": snapshot.super_view().map(|view| view.dev_item().total_bytes),
                 "nodesize": snapshot.geometry.nodesize,
                 "csum": snapshot.geometry.csum.name(),
                 "commits": self.commits,

@@ -99,6 +99,9 @@ impl Gate {
             Message::SuperErased => self.filesystem.super_erased(),
             Message::Audited(_) if self.paused.is_some() => self.waiting.push_back(message),
             Message::Audited(audited) => self.filesystem.audited(audited),
+            // What is guarded is made from the last commit, which must be one.
+            Message::Resized(..) if self.paused.is_some() => self.waiting.push_back(message),
+            Message::Resized(before, now) => self.filesystem.resized(before, now),
             Message::Interrupted => self.filesystem.guard_log(),
             Message::Connected => {
                 self.due.clear();

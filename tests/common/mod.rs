@@ -163,14 +163,19 @@ impl Backend {
 
     /// Waits until a commit is paused; the status then. It must happen while there is a guest, which `is_over` knows.
     pub fn wait_for_pause(&self, is_over: impl Fn() -> bool) -> Value {
+        self.wait_for_status(is_over, |status| !status["paused"].is_null())
+    }
+
+    /// Waits for a status; it must come while there is a guest, which `is_over` knows.
+    pub fn wait_for_status(&self, is_over: impl Fn() -> bool, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + GUEST_PATIENCE;
         loop {
             let over = is_over();
             let status = self.status();
-            if !status["paused"].is_null() {
+            if wanted(&status) {
                 return status;
             }
-            assert!(!over && Instant::now() < deadline, "nothing was paused: {status:#}");
+            assert!(!over && Instant::now() < deadline, "it did not come to that: {status:#}");
             std::thread::sleep(Duration::from_millis(100));
         }
     }

@@ -20,6 +20,8 @@ pub const F_INDIRECT: u64 = 1 << 28;
 pub const F_FLUSH: u64 = 1 << 9;
 const F_VERSION_1: u64 = 1 << 32;
 const F_PROTOCOL: u64 = 1 << 30;
+/// Of the protocol: the backend may have a channel of its own.
+pub const F_BACKEND_REQ: u64 = 1 << 5;
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
@@ -88,6 +90,25 @@ impl Frontend {
         frontend
     }
 
+    /// The same, with a channel on which the backend may speak for itself; the frontend's end of it.
+    pub fn connect_with_channel(path: &Path, features: u64) -> (Self, UnixStream) {
+        let mut frontend = Self::open(path);
+        frontend.handshake_with(features, F_BACKEND_REQ);
+        let channel = frontend.give_channel();
+        frontend.start_ring();
+        (frontend, channel)
+    }
+
+    /// SET_BACKEND_REQ_FD: the frontend's end of a new channel.
+    pub fn give_channel(&mut self) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        self.tell(21, &[], &[theirs.as_raw_fd()]);
+        // Answered when it has been done.
+        self.ask(1, &[]);
+        ours.set_read_timeout(Some(PATIENCE)).unwrap();
+        ours
+    }
+
     /// What a backend offers: feature bits, those of the protocol, and `size` bytes of the configuration space.
     pub fn examine(path: &Path, size: u32) -> (u64, u64, Vec<u8>) {
         let mut frontend = Self::open(path);
@@ -121,13 +142,17 @@ impl Frontend {
     }
 
     fn handshake(&mut self, features: u64) {
+        self.handshake_with(features, 0);
+    }
+
+    fn handshake_with(&mut self, features: u64, protocol_features: u64) {
         self.tell(3, &[], &[]);
         let offered = self.ask(1, &[]);
         let features = features | F_VERSION_1 | F_PROTOCOL;
         assert_eq!(offered & features, features);
         // CONFIG, MQ and RESET_DEVICE.
         let protocol = self.ask(15, &[]);
-        let wanted = 1 << 9 | 1 | 1 << 13;
+        let wanted = 1 << 9 | 1 | 1 << 13 | protocol_features;
         assert_eq!(protocol & wanted, wanted);
         self.tell(16, &u64::to_le_bytes(wanted), &[]);
         self.set_features(features);
@@ -204,7 +229,7 @@ impl Frontend {
         assert_eq!(self.socket.send_with_fds(&[&message[..]], fds).unwrap(), message.len());
     }
 
-    fn ask(&mut self, code: u32, body: &[u8]) -> u64 {
+    pub fn ask(&mut self, code: u32, body: &[u8]) -> u64 {
         self.tell(code, body, &[]);
         u64::from_le_bytes(self.reply()[..8].try_into().unwrap())
     }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
@@ -33,6 +34,7 @@ pub enum Event {
     Erases(Erase, u64, u64),
     Erased(u64, u64),
     Interrupted,
+    Resized(u64, u64),
     Held(u64, usize),
     Draining(Draining),
 }
@@ -77,6 +79,7 @@ impl TestTap {
         self.changed.notify_all();
     }
 
+    /// Waits until it was told of this.
     pub fn wait_for(&self, event: Event) {
         let deadline = Instant::now() + PATIENCE;
         let mut events = self.events.lock().unwrap();
@@ -151,6 +154,10 @@ impl Tap for TestTap {
         self.record(Event::Erased(offset, len));
     }
 
+    fn resized(&self, before: u64, now: u64) {
+        self.record(Event::Resized(before, now));
+    }
+
     fn interrupted(&self) {
         self.record(Event::Interrupted);
     }
@@ -176,6 +183,20 @@ impl Tap for TestTap {
     fn disconnected(&self) {
         self.record(Event::Disconnected);
     }
+}
+
+/// For a test that looks at the descriptors of its whole process: whether it is alone in one. If not, it has been run in
+/// another, and has passed there.
+pub fn alone(test: &str) -> bool {
+    const CHILD: &str = "DEVICE_TEST_ALONE";
+    if std::env::var_os(CHILD).is_some() {
+        return true;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let child = command.args(["--exact", test]).env(CHILD, "1").output().unwrap();
+    let (said, errors) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    assert!(child.status.success() && said.contains("1 passed"), "{said}{errors}");
+    false
 }
 
 /// How a device is to be made.
@@ -256,6 +277,11 @@ impl Device {
         let mut bytes = vec![0; len];
         self.file.read_exact_at(&mut bytes, offset).unwrap();
         bytes
+    }
+
+    /// Makes the image larger or smaller behind the device's back.
+    pub fn resize(&self, len: u64) {
+        self.file.set_len(len).unwrap();
     }
 
     pub fn put_on_disk(&self, offset: u64, bytes: &[u8]) {

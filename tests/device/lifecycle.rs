@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use btrfs_shadow::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle};
@@ -11,7 +10,7 @@ use btrfs_shadow::image::RawOptions;
 use btrfs_shadow::tap::WritePlan;
 
 use crate::client::Client;
-use crate::harness::{Event, PATIENCE, SIZE, Setup};
+use crate::harness::{Event, PATIENCE, SIZE, Setup, alone};
 
 const EIO: i32 = -libc::EIO;
 /// Where the plans below hold writes.
@@ -280,15 +279,7 @@ fn a_socket_in_use_is_not_stolen() {
 /// Counts descriptors and threads of a whole process, so it runs in one of its own.
 #[test]
 fn sessions_leave_nothing_behind() {
-    const CHILD: &str = "DEVICE_TEST_LEAKS";
-    if std::env::var_os(CHILD).is_none() {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "lifecycle::sessions_leave_nothing_behind"])
-            .env(CHILD, "1")
-            .output()
-            .unwrap();
-        let output = String::from_utf8_lossy(&child.stdout);
-        assert!(child.status.success() && output.contains("1 passed"), "{output}");
+    if !alone("lifecycle::sessions_leave_nothing_behind") {
         return;
     }
     let device = hold_super().start();

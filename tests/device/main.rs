@@ -10,6 +10,7 @@ mod hostile;
 mod integrity;
 mod layout;
 mod lifecycle;
+mod resize;
 mod rings;
 mod throttle;
 mod unruly;

@@ -255,7 +255,8 @@ fn messages_of_garbage() {
     file.set_len(1 << 20).unwrap();
     let null = File::options().read(true).write(true).open("/dev/null").unwrap();
     for round in 0..200 {
-        let mut frontend = Frontend::connect(&device.socket, [0, F_FLUSH, F_INDIRECT][round % 3]);
+        let features = [0, F_FLUSH, F_INDIRECT][round % 3];
+        let (mut frontend, _channel) = Frontend::connect_with_channel(&device.socket, features);
         let event = frontend.call.try_clone().unwrap();
         let fds = [file.as_raw_fd(), null.as_raw_fd(), event.as_raw_fd()];
         for _ in 0..=numbers.below(6) {

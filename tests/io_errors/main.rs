@@ -8,6 +8,7 @@ mod recorded;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use disk::{FailingDisk, How, Kind};
 use parser::ChecksumType;
@@ -380,17 +381,25 @@ fn the_image_is_cut_off_under_the_program() {
         assert!(driver.read(16 << 20, 65536).is_some());
         assert!(driver.read((32 << 20) - 4096, 8192).is_none(), "half of it is there");
         assert!(driver.read(len - 65536, 65536).is_none());
-        // What is written is there, whatever it takes.
+        // What is written is there, whatever it takes, until it is seen that there is no place for it any more.
         let change = Change { offset: len - (1 << 20), bytes: vec![3; 4096] };
-        assert!(driver.attempt(&change));
-        assert!(driver.read(change.offset, 4096) == Some(change.bytes));
-        assert!(driver.read(len - 4096, 4096).is_none());
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while driver.attempt(&change) {
+            assert!(driver.read(change.offset, 4096).as_ref() == Some(&change.bytes));
+            assert!(driver.read(len - 4096, 4096).is_none());
+            assert!(Instant::now() < deadline, "the new size is not followed");
+            file.set_len(32 << 20).unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(file.metadata().unwrap().len(), 32 << 20);
         let _ = commit(&mut driver, &RECORDED.commits[BEFORE]);
         assert!(driver.attempt_flush());
         drop(driver);
         let outcome = backend.wait();
-        assert!(outcome.code.is_some(), "killed by a signal: {}", outcome.stderr);
+        assert_eq!(outcome.code, Some(1), "a file system that lacks its end: {}", outcome.stderr);
         assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
         assert_eq!(outcome.of_kind("commit").count(), BEFORE + 1);
+        let codes: Vec<_> = outcome.all_violations().iter().map(|violation| violation.code.clone()).collect();
+        assert_eq!(codes.iter().filter(|code| *code == "space/device-too-small").count(), 1, "{codes:?}");
     }
 }

@@ -45,7 +45,7 @@ impl Worker {
     }
 
     fn resume_ring(&mut self, vring: &Vring, ring: &Ring, memory: &Arc<Memory>) {
-        let disk = self.shared.disk;
+        let disk = self.shared.disk();
         let parse = |head| -> Parsed { chain::parse(Walk::new(memory, &ring.place, head), memory, disk) };
         let mut heads = Vec::new();
         let is_known = match self.record.take_up(ring, &mut heads, |head| parse(head).fingerprint) {
@@ -84,7 +84,7 @@ impl Worker {
             && let Some((place, head)) = self.left_over.next()
         {
             let memory = self.shared.memory.memory().into_inner();
-            let parsed = chain::parse(Walk::new(&memory, &place, head), &memory, self.shared.disk);
+            let parsed = chain::parse(Walk::new(&memory, &place, head), &memory, self.shared.disk());
             self.start(head, parsed, memory);
             begun_any = true;
         }

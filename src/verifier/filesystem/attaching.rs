@@ -1,4 +1,5 @@
-//! Taking up a file system, and giving it up: at the start, when there is a new one, when commits were missed.
+//! Taking up a file system, and giving it up: at the start, when there is a new one, when commits were missed, when the image
+//! has another size.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +17,20 @@ use crate::verifier::audit::AuditMode;
 use crate::verifier::fate::Fate;
 
 impl FileSystem {
+    /// The image has another size than before, while a guest goes on.
+    pub fn resized(&mut self, before: u64, now: u64) {
+        self.notice(&format!("the image has {now} bytes now, and had {before}"));
+        let Some(snapshot) = self.verifier.snapshot() else { return };
+        let cut_off = attach::device_too_small(snapshot, now);
+        let was_whole = attach::device_too_small(snapshot, before).is_none();
+        if self.shared.guard.resize(snapshot) {
+            self.guard_log();
+        }
+        let cut_off = cut_off.filter(|_| was_whole);
+        let cut_off = cut_off.and_then(|violation| self.verifier.rules().judge(violation));
+        cut_off.iter().for_each(|violation| self.old_damage(violation));
+    }
+
     /// A super block that does not follow from the last one.
     pub(super) fn follow(&mut self, reason: ReattachReason, superblock: &[u8], submitted: Instant) {
         if reason == ReattachReason::GenerationGap {
