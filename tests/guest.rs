@@ -142,6 +142,18 @@ fn the_disk_itself_larger_and_smaller() {
     }
 }
 
+/// Logical blocks of 4096 bytes, and no more requests a second than were asked for.
+#[test]
+fn large_blocks_and_few_requests() {
+    let image = Image::mkfs(MIB, "");
+    let backend = Backend::start(&image, &["--once", "--block-size", "4096", "--iops", "400"]);
+    Guest::new("6.12", "blocks").env("IOPS=400").succeed(&backend);
+    let outcome = backend.wait();
+    outcome.assert_clean();
+    outcome.events.assert_every_commit_clean(&image.fsid(), image.generation());
+    image.assert_checked();
+}
+
 #[test]
 fn several_queues() {
     let image = Image::mkfs(MIB, "--csum xxhash -n 4096");
