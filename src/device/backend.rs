@@ -138,7 +138,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn acked_features(&self, features: u64) {
-        self.shared.write_through.store(!config::has_write_cache(features), Ordering::Release);
+        self.shared.write_cache.negotiated(config::has_flush(features));
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -147,6 +147,7 @@ impl VhostUserBackend for Backend {
 
     fn reset_device(&self) {
         self.quiesce(Draining::Ring);
+        self.shared.write_cache.reset();
     }
 
     fn set_event_idx(&self, _enabled: bool) {
@@ -158,14 +159,14 @@ impl VhostUserBackend for Backend {
         let disk = &self.shared.size;
         let len = if config::tells_capacity(offset, size) { disk.tell() } else { disk.len() };
         config::set_capacity(&mut space, len);
-        config::set_write_cache(&mut space, !self.shared.write_through.load(Ordering::Acquire));
+        config::set_write_cache(&mut space, !self.shared.write_cache.is_write_through());
         config::read_config(&space, offset, size)
     }
 
     fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
         match config::write_cache_setting(offset, buf) {
             Some(on) => {
-                self.shared.write_through.store(!on, Ordering::Release);
+                self.shared.write_cache.turn(on);
                 self.shared.record.set_write_through(!on);
             }
             // An error would end the connection.

@@ -16,6 +16,7 @@ use super::inflight::Record;
 use super::limits::{BLOCK_SIZES, MAX_QUEUE_SIZE, SERIAL_SIZE};
 use super::size::Size;
 use super::worker::{Shared, Worker};
+use super::write_cache::WriteCache;
 use super::{MemorySpace, Vring};
 use crate::engine::Engine;
 use crate::tap::{Draining, Tap};
@@ -82,6 +83,8 @@ impl BareQueue {
         memory: MemorySpace,
         record: Arc<Record>,
     ) -> io::Result<Self> {
+        let write_cache = WriteCache::default();
+        write_cache.negotiated(!disk.write_through);
         let shared = Arc::new(Shared {
             tap,
             size: Size::new(disk.len, BLOCK_SIZES[0]),
@@ -94,7 +97,7 @@ impl BareQueue {
             throttle: None,
             closing: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
-            write_through: AtomicBool::new(disk.write_through),
+            write_cache,
             poll: disk.poll,
             turn: disk.turn,
             copied: Arc::default(),

@@ -39,9 +39,8 @@ pub(super) fn features(read_only: bool) -> u64 {
     }
 }
 
-/// Whether a guest that took `features` has a write cache that it flushes. One that can't flush expects every
-/// completed write to be durable.
-pub(super) fn has_write_cache(features: u64) -> bool {
+/// Whether a guest that took `features` flushes. One that can't expects every completed write to be durable.
+pub(super) fn has_flush(features: u64) -> bool {
     features & (1 << VIRTIO_BLK_F_FLUSH) != 0
 }
 
@@ -212,6 +211,6 @@ mod tests {
     fn read_only_is_offered_only_for_read_only_images() {
         let erase = 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES;
         assert_eq!(features(true) ^ features(false), 1 << VIRTIO_BLK_F_RO | erase);
-        assert!(has_write_cache(features(false)));
+        assert!(has_flush(features(false)));
     }
 }

@@ -34,6 +34,7 @@ mod socket;
 mod stop;
 mod throttle;
 mod worker;
+mod write_cache;
 
 pub use server::{DeviceError, DeviceOptions, Server, SessionEnd};
 pub use socket::{Socket, SocketFile, listen};

@@ -20,6 +20,7 @@ use super::socket::{Bound, Socket, SocketFile, into_vhost_listener};
 use super::stop::StopHandle;
 use super::throttle::{Limits, Throttle};
 use super::worker::Shared;
+use super::write_cache::WriteCache;
 use super::{Memory, MemorySpace};
 use crate::image::Image;
 use crate::tap::Tap;
@@ -210,7 +211,7 @@ impl Core<'_> {
             abandoned: AtomicBool::new(false),
             flush_failed: Arc::clone(&self.lasting.flush_failed),
             throttle: self.lasting.throttle.clone(),
-            write_through: AtomicBool::new(false),
+            write_cache: WriteCache::default(),
             poll: self.options.poll,
             turn: TURN,
             copied: Arc::default(),

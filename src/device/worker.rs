@@ -29,6 +29,7 @@ use super::poll::Poll;
 use super::size::Size;
 use super::stop::wait_readable;
 use super::throttle::{Alarm, Throttle};
+use super::write_cache::WriteCache;
 use super::{Memory, MemorySpace, Vring};
 use crate::engine::{Buffer, Completion, Engine, SharedSlices};
 use crate::tap::{CopyFate, Draining, Erase, Tap, WritePlan};
@@ -57,8 +58,8 @@ pub(super) struct Shared {
     pub(super) throttle: Option<Arc<Throttle>>,
     /// A flush has failed since the program was started.
     pub(super) flush_failed: Arc<AtomicBool>,
-    /// The guest has no flush: a write is durable before it is answered.
-    pub(super) write_through: AtomicBool,
+    /// Whether a write is durable before it is answered.
+    pub(super) write_cache: WriteCache,
     /// The longest time that a queue's thread looks for something to do before it sleeps.
     pub(super) poll: Duration,
     /// Requests that are taken in a turn.
@@ -530,7 +531,7 @@ impl Worker {
     }
 
     fn written(&mut self, token: u64) {
-        if self.shared.write_through.load(Ordering::Acquire) {
+        if self.shared.write_cache.is_write_through() {
             self.flush(token);
         } else {
             self.finish(token, OK, 0);

@@ -118,3 +118,35 @@ fn a_guest_may_turn_its_write_cache_off_and_on() {
     assert_eq!(frontend.proper(T_OUT, 8, Some((DATA, 512))), S_OK);
     assert_eq!(flushes(), 2);
 }
+
+/// What QEMU says when its virtual machine is stopped and goes on. Its guest has set its cache once, and counts on it.
+#[test]
+fn a_write_cache_that_is_off_stays_so_until_the_device_is_reset() {
+    let device = Setup::default().start();
+    let mut frontend = Frontend::connect(&device.socket, F_FLUSH);
+    let flushes = || device.tap.events().iter().filter(|event| **event == Event::Flushed).count();
+    frontend.set_config(WCE, &[0]);
+    for stops in 0..3 {
+        assert_eq!(frontend.config(WCE, 1), [0], "after {stops} stops");
+        assert_eq!(frontend.proper(T_OUT, 8, Some((DATA, 512))), S_OK);
+        assert_eq!(flushes(), stops + 1);
+        frontend.stop_ring();
+        frontend.set_features(F_FLUSH);
+        frontend.start_ring();
+    }
+    frontend.stop_ring();
+    frontend.reset_device();
+    frontend.set_features(F_FLUSH);
+    frontend.start_ring();
+    assert_eq!(frontend.config(WCE, 1), [1]);
+    assert_eq!(frontend.proper(T_OUT, 8, Some((DATA, 512))), S_OK);
+    assert_eq!(flushes(), 3);
+    // Without flushes there is no cache to turn on.
+    frontend.stop_ring();
+    frontend.set_features(0);
+    frontend.start_ring();
+    frontend.set_config(WCE, &[1]);
+    assert_eq!(frontend.config(WCE, 1), [0]);
+    assert_eq!(frontend.proper(T_OUT, 8, Some((DATA, 512))), S_OK);
+    assert_eq!(flushes(), 4);
+}

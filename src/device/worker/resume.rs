@@ -50,11 +50,11 @@ impl Worker {
         let mut heads = Vec::new();
         let is_known = match self.record.take_up(ring, &mut heads, |head| parse(head).fingerprint) {
             TakenUp::Same { write_through } => {
-                self.shared.write_through.store(write_through, Ordering::Release);
+                self.shared.write_cache.turn(!write_through);
                 true
             }
             TakenUp::New { forgotten } => {
-                self.record.set_write_through(self.shared.write_through.load(Ordering::Acquire));
+                self.record.set_write_through(self.shared.write_cache.is_turned_off());
                 if forgotten > 0 {
                     let queue = self.queue;
                     warn!(queue, forgotten, "the requests on record are not of this ring; forgotten");
