@@ -12,6 +12,7 @@ pub mod fault;
 pub mod guard;
 pub mod image;
 pub mod monitor;
+pub mod output;
 pub mod policy;
 pub mod rules;
 pub mod sandbox;

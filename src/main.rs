@@ -4,7 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use btrfs_shadow::cli::{Cli, Command};
-use btrfs_shadow::{check, control, rules, serve};
+use btrfs_shadow::{check, control, output, rules, serve};
 use clap::{CommandFactory as _, Parser as _};
 use tracing_subscriber::EnvFilter;
 
@@ -25,10 +25,9 @@ fn main() -> ExitCode {
     let wants_capabilities = cli.print_capabilities
         || matches!(&cli.command, Some(Command::Serve(serve)) if serve.print_capabilities);
     if wants_capabilities {
-        println!("{}", serve::CAPABILITIES);
-        return ExitCode::SUCCESS;
+        return exit_code(output::print(&format!("{}\n", serve::CAPABILITIES)).map(|()| 0));
     }
-    let result = match &cli.command {
+    exit_code(match &cli.command {
         Some(Command::Serve(options)) => serve::run(options).map(|summary| summary.exit_code()),
         Some(Command::Check(options)) => check::run(options),
         Some(Command::Ctl(options)) => control::run(options).map(|()| 0),
@@ -37,7 +36,10 @@ fn main() -> ExitCode {
             let _ = Cli::command().print_help();
             return ExitCode::from(COULD_NOT_RUN);
         }
-    };
+    })
+}
+
+fn exit_code(result: anyhow::Result<u8>) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

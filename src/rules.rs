@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::json;
 use shadow::Code;
 
 use crate::cli::Rules;
+use crate::output;
 
 /// Prints the list.
 ///
@@ -23,7 +23,7 @@ pub fn run(options: &Rules) -> Result<()> {
         Rules { markdown: true, .. } => markdown(),
         _ => lines(|code| format!("{:32} {:8} {}", code.name(), code.severity().name(), code.summary())),
     };
-    io::stdout().write_all(text.as_bytes()).context("can't write to standard output")
+    output::print(&text)
 }
 
 fn lines(line: impl Fn(Code) -> String) -> String {

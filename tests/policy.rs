@@ -294,6 +294,21 @@ fn pause(scene: &Scene, backend: &Backend, driver: &mut replay::driver::Driver) 
     assert_eq!(scene.generations(), [scene.generation - 1; 2]);
     let text = String::from_utf8(ctl(backend, &["status"]).stdout).expect("text");
     assert!(text.contains(&format!("paused      generation {}", scene.generation)), "{text}");
+    for args in [&["status"][..], &["status", "--json"], &["violations"], &["violations", "--json"]] {
+        unread(backend, args);
+    }
+}
+
+/// Asks for what nobody reads: the reader is gone, as with `| head -1`.
+#[track_caller]
+fn unread(backend: &Backend, args: &[&str]) {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = Command::new(program());
+    command.arg("ctl").arg(backend.control()).args(args).stdout(writer);
+    let output = command.output().expect("btrfs-shadow ctl");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), said.as_ref()), (Some(0), ""), "{args:?}");
 }
 
 #[test]

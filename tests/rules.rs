@@ -42,6 +42,24 @@ fn every_rule_has_one_line() {
     }
 }
 
+/// As with `| head -1`, but sure to be gone before anything is written.
+#[test]
+fn a_reader_that_has_read_enough_is_no_error() {
+    let lists = [&["rules"][..], &["rules", "--json"], &["rules", "--markdown"]];
+    for args in lists.into_iter().chain([&["--print-capabilities"][..]]) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_btrfs-shadow"));
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = command.args(args).stdout(writer).output().expect("btrfs-shadow runs");
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""), "{args:?}");
+
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("a full device");
+        let output = command.stdout(full).output().expect("btrfs-shadow runs");
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(text(&output.stderr).contains("can't write to standard output"), "{args:?}");
+    }
+}
+
 #[test]
 fn switches_that_mean_nothing_are_refused() {
     for switch in ["ref/nonsense=off", "nonsense/*=warn", "ref/count=loud", "ref/count"] {

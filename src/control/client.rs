@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::cli::{Ctl, CtlCommand};
 use crate::control::Request;
+use crate::output;
 
 /// Longer than the server takes to say that there is no answer.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -34,27 +35,28 @@ pub fn run(options: &Ctl) -> Result<()> {
     if response["ok"] != true {
         bail!("{}", response["error"].as_str().unwrap_or("the answer makes no sense"));
     }
-    match request {
-        Request::Status if json => println!("{}", response["status"]),
-        Request::Status => print_status(&response["status"]),
+    output::print(&match request {
+        Request::Status if json => format!("{}\n", response["status"]),
+        Request::Status => status_text(&response["status"]),
         Request::Violations => {
-            for violation in response["violations"].as_array().into_iter().flatten() {
-                if json {
-                    println!("{violation}");
-                } else {
-                    println!(
-                        "{} {} (generation {})\n  {}",
-                        text(&violation["severity"]).to_uppercase(),
-                        text(&violation["code"]),
-                        text(&violation["generation"]),
-                        text(&violation["message"])
-                    );
-                }
-            }
+            let violations = response["violations"].as_array().into_iter().flatten();
+            violations.map(|violation| violation_text(violation, json)).collect()
         }
-        _ => {}
+        _ => String::new(),
+    })
+}
+
+fn violation_text(violation: &Value, json: bool) -> String {
+    if json {
+        return format!("{violation}\n");
     }
-    Ok(())
+    format!(
+        "{} {} (generation {})\n  {}\n",
+        text(&violation["severity"]).to_uppercase(),
+        text(&violation["code"]),
+        text(&violation["generation"]),
+        text(&violation["message"])
+    )
 }
 
 fn ask(options: &Ctl, request: &Request) -> Result<Value> {
@@ -75,38 +77,39 @@ fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-fn print_status(status: &Value) {
+fn status_text(status: &Value) -> String {
+    let mut lines = Vec::new();
     let guest = if status["connected"] == true { "connected" } else { "not connected" };
-    println!("disk        {}, {} bytes, guest {guest}", text(&status["disk"]), status["size"]);
+    lines.push(format!("disk        {}, {} bytes, guest {guest}", text(&status["disk"]), status["size"]));
     match &status["file_system"] {
-        Value::Null => println!("file system none"),
-        fs => println!(
+        Value::Null => lines.push("file system none".to_owned()),
+        fs => lines.push(format!(
             "file system {} generation {}, nodesize {}, {}",
             text(&fs["fs"]),
             fs["generation"],
             fs["nodesize"],
             text(&fs["csum"])
-        ),
+        )),
     }
-    println!("policy      {}", text(&status["policy"]));
+    lines.push(format!("policy      {}", text(&status["policy"])));
     let counters = &status["counters"];
-    println!(
+    lines.push(format!(
         "commits     {} ({} of them log commits): {} clean, {} unverified, {} refused",
         counters["commits"],
         counters["log_commits"],
         counters["clean"],
         counters["unverified"],
         counters["refused"]
-    );
-    println!("violations  {}, and {} warnings", counters["violations"], counters["warnings"]);
+    ));
+    lines.push(format!("violations  {}, and {} warnings", counters["violations"], counters["warnings"]));
     match &status["paused"] {
-        Value::Null => println!("paused      no"),
+        Value::Null => lines.push("paused      no".to_owned()),
         paused => {
             let seconds = paused["paused_ms"].as_f64().unwrap_or_default() / 1e3;
-            println!("paused      generation {}, for {seconds:.1} s:", paused["generation"]);
-            for why in paused["why"].as_array().into_iter().flatten() {
-                println!("  {}", text(why));
-            }
+            lines.push(format!("paused      generation {}, for {seconds:.1} s:", paused["generation"]));
+            let why = paused["why"].as_array().into_iter().flatten();
+            lines.extend(why.map(|why| format!("  {}", text(why))));
         }
     }
+    lines.iter().map(|line| format!("{line}\n")).collect()
 }
