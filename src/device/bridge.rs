@@ -11,6 +11,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use tracing::debug;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -22,10 +23,14 @@ const BUFFER_SIZE: usize = 8192;
 /// As many descriptors as the kernel lets one message carry.
 const MAX_FDS: usize = 253;
 
+/// How long a frontend may take to read what was still said to it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// A thread that forwards until either side hangs up.
 pub(super) struct Bridge {
     thread: Option<JoinHandle<()>>,
     inner: UnixStream,
+    outer: UnixStream,
 }
 
 /// A bridge that nothing passes over yet.
@@ -47,7 +52,7 @@ impl Bridge {
     /// Forwards between the two ends; the inner one waits at the returned listener.
     pub(super) fn open(ends: Abutments) -> io::Result<(Self, UnixListener)> {
         let Abutments { outer, inner, listener } = ends;
-        let end = inner.try_clone()?;
+        let ends = (inner.try_clone()?, outer.try_clone()?);
         let thread = thread::Builder::new().name("vhost-bridge".to_owned()).spawn(move || {
             if let Err(error) = forward_all(&outer, &inner) {
                 debug!(%error, "control connection ended");
@@ -55,16 +60,21 @@ impl Bridge {
             let _ = outer.shutdown(Shutdown::Both);
             let _ = inner.shutdown(Shutdown::Both);
         })?;
-        Ok((Self { thread: Some(thread), inner: end }, listener))
+        Ok((Self { thread: Some(thread), inner: ends.0, outer: ends.1 }, listener))
     }
 }
 
 impl Drop for Bridge {
     fn drop(&mut self) {
         let _ = self.inner.shutdown(Shutdown::Both);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let Some(thread) = self.thread.take() else { return };
+        // What is on its way arrives, unless the frontend doesn't read it: then the thread would never end.
+        let deadline = Instant::now() + PATIENCE;
+        while !thread.is_finished() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
         }
+        let _ = self.outer.shutdown(Shutdown::Both);
+        let _ = thread.join();
     }
 }
 
@@ -143,5 +153,35 @@ mod tests {
         drop(frontend);
         assert_eq!(backend.read(&mut bytes).unwrap(), 0);
         drop(bridge);
+    }
+
+    #[test]
+    fn what_was_said_last_arrives_if_it_is_read_and_holds_up_nobody_if_not() {
+        for reads in [true, false] {
+            let (mut frontend, outer) = UnixStream::pair().unwrap();
+            let (bridge, listener) = Bridge::open(Abutments::new(outer).unwrap()).unwrap();
+            let (mut backend, _) = listener.accept().unwrap();
+            // As much as there is room for: the bridge stands still in the middle of it.
+            backend.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+            let mut said = 0;
+            while let Ok(len) = backend.write(&[7; 4096]) {
+                said += len;
+            }
+            let reader = reads.then(|| {
+                let frontend = frontend.try_clone().unwrap();
+                thread::spawn(move || io::copy(&mut &frontend, &mut io::sink()).unwrap())
+            });
+            let (done, ended) = std::sync::mpsc::channel();
+            thread::spawn(move || {
+                drop(bridge);
+                done.send(())
+            });
+            ended.recv_timeout(Duration::from_secs(120)).expect("the bridge's end");
+            if let Some(reader) = reader {
+                assert_eq!(reader.join().unwrap(), said as u64);
+            }
+            // It is over for the frontend as well.
+            io::copy(&mut frontend, &mut io::sink()).unwrap();
+        }
     }
 }
