@@ -33,6 +33,7 @@ mod size;
 mod socket;
 mod stop;
 mod throttle;
+mod vring;
 mod worker;
 mod write_cache;
 
@@ -41,12 +42,11 @@ pub use socket::{Socket, SocketFile, listen};
 pub use stop::StopHandle;
 pub use throttle::Limits;
 
-use vhost_user_backend::VringMutex;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+use vring::Vring;
 
 /// Guest memory as one memory table maps it. No dirty bitmap: live migration isn't offered.
 type Memory = GuestMemoryMmap<()>;
 /// Guest memory whose table the frontend may replace at any time.
 type MemorySpace = GuestMemoryAtomic<Memory>;
-/// A ring and its event descriptors.
-type Vring = VringMutex<MemorySpace>;

@@ -299,6 +299,11 @@ impl Frontend {
         self.kick.write(1).unwrap();
     }
 
+    /// Reads a kick that the device may not have read yet.
+    pub fn take_back_kick(&self) {
+        let _ = self.kick.read();
+    }
+
     pub fn used_idx(&self) -> u16 {
         self.memory.load(GuestAddress(USED + 2), Ordering::Acquire).unwrap()
     }

@@ -214,6 +214,17 @@ fn a_broken_available_ring() {
     bench.is_alive("kicks");
 }
 
+/// QEMU reads what is left in the event descriptor of a kick when a guest resets its device.
+#[test]
+fn kicks_that_somebody_else_reads() {
+    let mut bench = Bench::new(0);
+    for _ in 0..20_000 {
+        bench.frontend.kick();
+        bench.frontend.take_back_kick();
+    }
+    bench.is_alive("kicks that are gone");
+}
+
 #[test]
 fn random_chains() {
     for features in [0, F_INDIRECT | F_EVENT_IDX | F_FLUSH] {
