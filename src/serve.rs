@@ -91,7 +91,11 @@ fn open(path: &Path, options: &Serve) -> Result<Arc<dyn Image>> {
         lock: (options.locking == Switch::On).then_some(LOCK_PATIENCE),
     };
     match RawImage::open_with(path, raw_options) {
-        Ok(image) => Ok(Arc::new(image)),
+        Ok(image) => {
+            // Tried now: whether there are engines should be known before a guest counts on them.
+            image.engine()?;
+            Ok(Arc::new(image))
+        }
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
             bail!("{error}. Stop the other one first; --locking off serves it regardless, and can destroy it")
         }

@@ -1,18 +1,24 @@
 //! The sandbox of `serve`, from outside: all that serving can do is done inside, whatever it was started with. What is
 //! refused inside is tested in `src/sandbox/tests.rs`; policies, writes and guests run inside in all other tests.
 
+#[path = "common/engines.rs"]
+mod engines;
+
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use engines::IO_URING;
 use replay::driver::Driver;
 use replay::history::Change;
 use replay::rng::Rng;
 use replay::{Backend, History, Plan};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use tempfile::TempDir;
 use testkit::Spec;
 
@@ -100,7 +106,9 @@ fn everything_works_inside() {
     // A limit that is reached: timers are set.
     let audit = ["--audit", "background", "--verify-data", "--on-violation", "reject", "--iops", "500"];
     let before = ["--audit", "before", "--verify-data", "--on-violation", "pause"];
-    for engine in [&["--io-engine", "io-uring"][..], &["--io-engine", "sync"], &["--direct-io"]] {
+    let engines = [&["--io-engine", "sync"][..], &["--io-engine", "io-uring"], &["--direct-io"]];
+    let engines = if *IO_URING { &engines[..] } else { &engines[..1] };
+    for &engine in engines {
         everything(&history, &[engine, &audit].concat());
         everything(&history, &[engine, &before, &["--qmp", "/nonexistent/qmp"]].concat());
     }
@@ -150,8 +158,8 @@ impl Process {
         }
     }
 
-    /// A guest comes, writes, and goes.
-    fn visit(&mut self, mut driver: Driver) {
+    /// A guest comes, writes, and goes; what was said.
+    fn visit(&mut self, mut driver: Driver) -> String {
         driver.write_one(&Change { offset: 1 << 20, bytes: vec![7; 4096] });
         driver.flush();
         assert_inside(self.child.id());
@@ -159,9 +167,10 @@ impl Process {
         let code = self.wait().code();
         let said = fs::read_to_string(self.dir.path().join("stderr")).expect("its log");
         // Nothing was there to be verified.
-        assert_eq!((code, said.as_str()), (Some(3), ""));
+        assert_eq!(code, Some(3), "{said}");
         let image = fs::read(self.dir.path().join("image")).expect("the image");
         assert!(image[1 << 20..][..4096].iter().all(|byte| *byte == 7));
+        said
     }
 }
 
@@ -204,10 +213,11 @@ fn it_needs_no_rights() {
     };
     let mut process = Process::start(command, user, |command, dir| {
         command.arg("--socket-path").arg(dir.join("socket")).arg("--control").arg(dir.join("control"));
+        command.args(engine());
     });
     let socket = process.dir.path().join("socket");
     wait_for(&socket);
-    process.visit(Driver::connect(&socket));
+    assert_eq!(process.visit(Driver::connect(&socket)), "");
     let is_ours = |path: &Path| fs::metadata(path).is_ok_and(|metadata| metadata.uid() == user);
     assert!(is_ours(&process.dir.path().join("events")), "it ran as somebody else");
     assert!(!socket.exists() && !process.dir.path().join("control").exists(), "sockets are left");
@@ -219,9 +229,9 @@ fn an_inherited_listening_socket() {
     let path = dir.path().join("socket");
     let listener = OwnedFd::from(UnixListener::bind(&path).expect("a socket"));
     let mut process = Process::start(Command::new(program()), own_user(), |command, _| {
-        command.args(["--fd", "0"]).stdin(listener);
+        command.args(["--fd", "0"]).args(engine()).stdin(listener);
     });
-    process.visit(Driver::connect(&path));
+    assert_eq!(process.visit(Driver::connect(&path)), "");
 }
 
 #[test]
@@ -233,10 +243,58 @@ fn an_inherited_connected_socket() {
         let server = scope.spawn(|| {
             let stream = OwnedFd::from(listener.accept().expect("a connection").0);
             Process::start(Command::new(program()), own_user(), |command, _| {
-                command.args(["--fd", "0"]).stdin(stream);
+                command.args(["--fd", "0"]).args(engine()).stdin(stream);
             })
         });
         let driver = Driver::connect(&path);
-        server.join().expect("a server").visit(driver);
+        assert_eq!(server.join().expect("a server").visit(driver), "");
     });
+}
+
+/// The engine about which nothing has to be said here.
+fn engine() -> &'static [&'static str] {
+    if *IO_URING { &[] } else { &["--io-engine", "sync"] }
+}
+
+/// The program where io_uring is not permitted, as in most containers.
+fn without_io_uring() -> Command {
+    let calls = [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register];
+    let refusal = SeccompAction::Errno(libc::EPERM as u32);
+    let arch = std::env::consts::ARCH.try_into().expect("a known processor");
+    let rules = calls.map(|call| (call, Vec::new())).into_iter().collect();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refusal, arch).expect("a filter");
+    let filter: BpfProgram = filter.try_into().expect("a program");
+    let mut command = Command::new(program());
+    // SAFETY: between fork and exec only system calls are made, and no memory is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            seccompiler::apply_filter(&filter).map_err(|_| std::io::ErrorKind::PermissionDenied.into())
+        });
+    }
+    command
+}
+
+/// Once, and not for each queue.
+#[test]
+fn where_io_uring_is_not_allowed_it_goes_without_and_says_so() {
+    let mut process = Process::start(without_io_uring(), own_user(), |command, dir| {
+        command.arg("--socket-path").arg(dir.join("socket"));
+    });
+    let socket = process.dir.path().join("socket");
+    wait_for(&socket);
+    let said = process.visit(Driver::connect(&socket));
+    assert!(said.lines().count() == 1 && said.contains("io_uring can't be used"), "{said}");
+}
+
+/// Before a guest comes that counts on it.
+#[test]
+fn who_asks_for_io_uring_where_it_is_not_allowed_is_told_at_once() {
+    for options in [&["--io-engine", "io-uring"][..], &["--direct-io"]] {
+        let mut process = Process::start(without_io_uring(), own_user(), |command, dir| {
+            command.arg("--socket-path").arg(dir.join("socket")).args(options);
+        });
+        assert_eq!(process.wait().code(), Some(2), "{options:?}");
+        let said = fs::read_to_string(process.dir.path().join("stderr")).expect("its log");
+        assert!(said.contains("cannot use io_uring: Operation not permitted"), "{options:?}: {said}");
+    }
 }

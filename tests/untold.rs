@@ -1,6 +1,9 @@
 //! Events that can't be written: a full disk, a reader that is gone or doesn't read. Serving goes on, and what is lost
 //! is counted and said.
 
+#[path = "common/engines.rs"]
+mod engines;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -10,6 +13,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use engines::IO_URING;
 use replay::driver::Driver;
 use replay::rng::Rng;
 use replay::{History, Plan};
@@ -194,7 +198,9 @@ fn a_full_disk_ends_nothing_and_is_said_once() {
 
 #[test]
 fn where_everything_can_be_told_nothing_is_said() {
-    let serving = Serving::plain(&["--events", "/dev/null"]);
+    // That there is no io_uring would be said.
+    let engine = if *IO_URING { "io-uring" } else { "sync" };
+    let serving = Serving::plain(&["--events", "/dev/null", "--io-engine", engine]);
     serving.commit();
     assert_eq!(serving.untold(), (0, 0));
     let end = serving.stop();

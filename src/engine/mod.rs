@@ -163,4 +163,4 @@ impl std::fmt::Debug for SharedSlices {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -265,6 +265,9 @@ mod tests {
 
     #[test]
     fn past_the_page_cache_and_through_it_at_once() {
+        if !crate::engine::tests::uring_allowed() {
+            return;
+        }
         let (_, file) = image_of(1 << 20, false);
         let options = RawOptions { direct: true, engine: EngineKind::IoUring, ..RawOptions::default() };
         let image = RawImage::open_with(file.path(), options).unwrap();

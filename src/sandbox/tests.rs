@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::engine::tests::uring_allowed;
 use crate::engine::{Buffer, Engine as _, Erase, Files, Rings};
 
 /// Does something on a thread in the sandbox.
@@ -123,6 +124,9 @@ fn needs_are_met_and_no_more() {
 
 #[test]
 fn rings_that_are_there_stay_usable_and_others_cannot_be_made() {
+    if !uring_allowed() {
+        return;
+    }
     let cached = Arc::new(tempfile::tempfile().unwrap());
     let rings = Rings::new(Files { cached: cached.clone(), direct: None });
     rings.prepare(1).unwrap();
@@ -155,20 +159,23 @@ fn rings_that_are_there_stay_usable_and_others_cannot_be_made() {
 #[test]
 fn landlock_fences_files_off_by_itself_and_for_rings() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let mut ring = io_uring::IoUring::new(4).unwrap();
+    let mut ring = uring_allowed().then(|| io_uring::IoUring::new(4).unwrap());
     let path = std::ffi::CString::new(file.path().as_os_str().as_bytes()).unwrap();
+    // What opens the file by a ring, where there is one: a descriptor, or an error below 0.
     let mut open = || {
+        let ring = ring.as_mut()?;
         let at = io_uring::types::Fd(libc::AT_FDCWD);
         let entry = io_uring::opcode::OpenAt::new(at, path.as_ptr()).flags(libc::O_RDONLY).build();
         // SAFETY: the path lives until the ring has answered.
         unsafe { ring.submission().push(&entry) }.unwrap();
         ring.submit_and_wait(1).unwrap();
-        ring.completion().next().unwrap().result()
+        Some(ring.completion().next().unwrap().result())
     };
-    let fd = open();
-    assert!(fd >= 0);
-    // SAFETY: just opened, and nobody else's.
-    unsafe { libc::close(fd) };
+    if let Some(fd) = open() {
+        assert!(fd >= 0);
+        // SAFETY: just opened, and nobody else's.
+        unsafe { libc::close(fd) };
+    }
     // SAFETY: asks for the version and passes no memory.
     let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0, 0, 1) };
     on_a_thread(|| {
@@ -178,7 +185,7 @@ fn landlock_fences_files_off_by_itself_and_for_rings() {
         if version >= 4 {
             assert_refused("connecting to a port", TcpStream::connect("127.0.0.1:9"));
         }
-        assert_eq!(open(), -libc::EACCES);
+        assert!(open().is_none_or(|refused| refused == -libc::EACCES));
     });
 }
 

@@ -3,6 +3,8 @@
 mod bare;
 mod client;
 mod counting;
+#[path = "../common/engines.rs"]
+mod engines;
 mod erase;
 mod frontend;
 mod harness;

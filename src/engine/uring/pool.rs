@@ -104,10 +104,14 @@ mod tests {
     use std::os::unix::fs::FileExt as _;
 
     use super::*;
+    use crate::engine::tests::uring_allowed;
     use crate::engine::{Buffer, Engine as _};
 
     #[test]
     fn rings_go_from_engine_to_engine() {
+        if !uring_allowed() {
+            return;
+        }
         let file = Arc::new(tempfile::tempfile().unwrap());
         file.set_len(1 << 20).unwrap();
         let rings = Rings::new(Files { cached: file.clone(), direct: None });
