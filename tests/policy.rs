@@ -1,5 +1,6 @@
 //! The policies, with commits of a real kernel, sound and faulty, written by a driver of our own.
 
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -13,7 +14,7 @@ use replay::history::SUPERS;
 use replay::refusal::commit;
 use replay::rng::Rng;
 use replay::trial::Trial;
-use replay::{Backend, History, Outcome, Plan, Step, Writes};
+use replay::{Backend, Change, History, Outcome, Plan, Step, Writes};
 use serde_json::Value;
 use testkit::{Image, Spec};
 
@@ -332,6 +333,31 @@ fn a_paused_commit_is_resumed() {
     let resolution = outcome.of_kind("resolution").next().expect("a resolution");
     assert_eq!((&resolution["policy"], &resolution["by"]), (&Value::from("written"), &Value::from("ctl")));
     assert_eq!(resolution["generation"], scene.generation);
+}
+
+/// What is guarded is made anew from the last commit: not before it is known which that is.
+#[test]
+fn the_image_gets_larger_during_a_pause() {
+    let scene = scene();
+    let backend = scene.start(&["--once", "--on-violation", "pause"]);
+    let mut driver = backend.connect();
+    pause(&scene, &backend, &mut driver);
+    let len = std::fs::metadata(scene.image.path()).expect("the image").len() + (300 << 20);
+    File::options().write(true).open(scene.image.path()).and_then(|file| file.set_len(len)).expect("a size");
+    let last = Change { offset: len - 4096, bytes: vec![1; 4096] };
+    wait_until("the size is followed", || driver.attempt(&last));
+    assert_eq!(status(&backend)["size"], len);
+    assert!(ctl(&backend, &["reject"]).status.success());
+    assert_eq!(driver.end(1, PATIENCE), Some(false));
+    assert!(!driver.attempt(&scene.faulty.supers[1]), "its copy");
+    backend.wait_for_notice(&format!("the image has {len} bytes now"));
+    assert_eq!(commit(&mut driver, &scene.sound, &mut Rng::new(3)), (true, Some(true)));
+    drop(driver);
+    let outcome = backend.wait();
+    assert_eq!(
+        (outcome.code, policies(&outcome)),
+        (Some(1), vec!["paused".to_owned(), "written".to_owned()])
+    );
 }
 
 #[test]

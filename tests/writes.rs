@@ -15,7 +15,7 @@ use parser::{ChecksumType, Header, SuperBlock};
 use replay::disk::{self, Memory};
 use replay::refusal::commit;
 use replay::rng::Rng;
-use replay::{Backend, Change, Op, Outcome, Writes};
+use replay::{Backend, Change, Op, Outcome, Writes, carry_out};
 use testkit::{Image, Session, Spec};
 
 #[path = "common/recorded.rs"]
@@ -388,6 +388,36 @@ fn an_item_of_a_log_is_malformed() {
             "{planted:?} {found:#?}"
         );
         assert_eq!((logs(&outcome), outcome.code), (1, Some(1)));
+    }
+}
+
+/// The disk gets larger in the middle, and what is guarded with it.
+#[test]
+fn what_is_live_is_guarded_on_a_disk_of_another_size() {
+    let (before, fault, after) = parts();
+    for overwrites in [false, true] {
+        let image = RECORDED.image.copy();
+        let backend = Backend::start(Path::new(env!("CARGO_BIN_EXE_btrfs-shadow")), image.path());
+        let mut driver = backend.connect();
+        carry_out(&mut driver, &before, 7);
+        let len = disk_len() + (300 << 20);
+        disk::open(image.path()).set_len(len).unwrap();
+        backend.wait_for_notice(&format!("the image has {len} bytes now"));
+        let new = garbage(len - 4096, 4096);
+        carry_out(&mut driver, &[Op::Write(new.clone())], 7);
+        assert!(driver.read(new.offset, 4096) == Some(new.bytes));
+        if overwrites {
+            let block = &root_block(BEFORE - 1)[1];
+            carry_out(&mut driver, &[Op::Write(garbage(block.offset + 8192, 4096))], 7);
+        } else {
+            carry_out(&mut driver, &[fault.ops(), after.clone()].concat(), 7);
+        }
+        drop(driver);
+        let outcome = backend.wait();
+        let found = outcome.all_violations();
+        let codes: Vec<_> = found.iter().map(|violation| violation.code.as_str()).collect();
+        let expected: &[&str] = if overwrites { &["write/metadata-overwritten"] } else { &[] };
+        assert_eq!((codes.as_slice(), outcome.code), (expected, Some(overwrites.into())), "{found:#?}");
     }
 }
 

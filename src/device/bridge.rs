@@ -1,7 +1,7 @@
 //! Brings a socket that is already connected to a library that only accepts connections.
 //!
 //! Forwards control messages, and the descriptors that come with them, between the given socket and a private
-//! one. Only the control channel passes through here; requests of the guest don't.
+//! one. Only the control channel passes through here; requests of the guest don't. Of a message it knows how long it is.
 
 use std::fs;
 use std::io;
@@ -18,8 +18,10 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::stop::wait_readable;
 
-/// More than a control message and its payload takes.
+/// Bytes that are forwarded at once: more than nearly every message has.
 const BUFFER_SIZE: usize = 8192;
+/// Before each message: what it is, flags, and the bytes that follow.
+const HEADER_SIZE: usize = 12;
 /// As many descriptors as the kernel lets one message carry.
 const MAX_FDS: usize = 253;
 
@@ -94,34 +96,72 @@ fn private_connection() -> io::Result<(UnixListener, UnixStream)> {
 }
 
 fn forward_all(outer: &UnixStream, inner: &UnixStream) -> io::Result<()> {
+    let (mut inwards, mut outwards) = (Flow::default(), Flow::default());
     loop {
         let [from_outer, from_inner] = wait_readable(&[outer.as_raw_fd(), inner.as_raw_fd()])?;
-        if from_outer && !forward(outer, inner)? || from_inner && !forward(inner, outer)? {
+        if from_outer && !inwards.forward(outer, inner)? || from_inner && !outwards.forward(inner, outer)? {
             return Ok(());
         }
     }
 }
 
-/// Forwards what one receive yields; the kernel never joins messages that carry descriptors. False at the end.
-fn forward(from: &UnixStream, to: &UnixStream) -> io::Result<bool> {
-    let mut bytes = [0u8; BUFFER_SIZE];
-    let mut raw_fds: [RawFd; MAX_FDS] = [-1; MAX_FDS];
-    let mut iovecs = [libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }];
-    // SAFETY: the iovec covers `bytes`, where any data is fine.
-    let (len, fd_count) =
-        unsafe { from.recv_with_fds(&mut iovecs, &mut raw_fds) }.map_err(io::Error::from)?;
-    // SAFETY: the kernel has just made these descriptors for us.
-    let fds: Vec<OwnedFd> =
-        raw_fds[..fd_count].iter().map(|&fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect();
-    if len == 0 {
-        return Ok(false);
+/// One direction: where in a message it is.
+///
+/// Descriptors belong to the message that begins where they come. The kernel joins what was sent before them to it, if it is
+/// asked for as much; so no more is asked for than is left of a message.
+#[derive(Default)]
+struct Flow {
+    header: [u8; HEADER_SIZE],
+    /// Bytes of the header that have passed; all of them while a payload does.
+    passed: usize,
+    /// Bytes of the payload that haven't passed.
+    payload: usize,
+}
+
+impl Flow {
+    /// Bytes that are left of the header, or of what follows it; at least one.
+    fn left(&self) -> usize {
+        if self.passed < HEADER_SIZE { HEADER_SIZE - self.passed } else { self.payload }
     }
-    let raw_fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-    let mut sent = to.send_with_fds(&[&bytes[..len]], &raw_fds).map_err(io::Error::from)?;
-    while sent < len {
-        sent += to.send_with_fds(&[&bytes[sent..len]], &[]).map_err(io::Error::from)?;
+
+    /// These have passed, no more than were left.
+    fn pass(&mut self, bytes: &[u8]) {
+        if self.passed < HEADER_SIZE {
+            self.header[self.passed..self.passed + bytes.len()].copy_from_slice(bytes);
+            self.passed += bytes.len();
+            let [.., a, b, c, d] = self.header;
+            self.payload = u32::from_ne_bytes([a, b, c, d]) as usize;
+        } else {
+            self.payload -= bytes.len();
+        }
+        if self.passed == HEADER_SIZE && self.payload == 0 {
+            self.passed = 0;
+        }
     }
-    Ok(true)
+
+    /// Forwards what one receive yields. False at the end.
+    fn forward(&mut self, from: &UnixStream, to: &UnixStream) -> io::Result<bool> {
+        let mut bytes = [0u8; BUFFER_SIZE];
+        let mut raw_fds: [RawFd; MAX_FDS] = [-1; MAX_FDS];
+        let wanted = self.left().min(BUFFER_SIZE);
+        let mut iovecs = [libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: wanted }];
+        // SAFETY: the iovec covers a part of `bytes`, where any data is fine.
+        let (len, fd_count) =
+            unsafe { from.recv_with_fds(&mut iovecs, &mut raw_fds) }.map_err(io::Error::from)?;
+        // SAFETY: the kernel has just made these descriptors for us.
+        let fds: Vec<OwnedFd> =
+            raw_fds[..fd_count].iter().map(|&fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect();
+        if len == 0 {
+            return Ok(false);
+        }
+        self.pass(&bytes[..len]);
+        let raw_fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let mut sent = to.send_with_fds(&[&bytes[..len]], &raw_fds).map_err(io::Error::from)?;
+        while sent < len {
+            sent += to.send_with_fds(&[&bytes[sent..len]], &[]).map_err(io::Error::from)?;
+        }
+        Ok(true)
+    }
 }
 
 #[cfg(test)]
@@ -130,6 +170,11 @@ mod tests {
 
     use super::*;
 
+    fn message(payload: &[u8]) -> Vec<u8> {
+        let header = [9, 1, payload.len() as u32].map(u32::to_ne_bytes).concat();
+        [header, payload.to_vec()].concat()
+    }
+
     #[test]
     fn forwards_bytes_and_descriptors_both_ways_until_the_end() {
         let (frontend, outer) = UnixStream::pair().unwrap();
@@ -137,18 +182,29 @@ mod tests {
         let (mut backend, _) = listener.accept().unwrap();
 
         let (mut pipe_in, pipe_out) = UnixStream::pair().unwrap();
-        frontend.send_with_fds(&[&b"hello"[..]], &[pipe_out.as_raw_fd()]).unwrap();
-        let mut bytes = [0; 5];
+        // One without descriptors right before it, which stays without.
+        frontend.send_with_fds(&[&message(b"first")[..]], &[]).unwrap();
+        frontend.send_with_fds(&[&message(b"hello")[..]], &[pipe_out.as_raw_fd()]).unwrap();
+        frontend.send_with_fds(&[&message(b"")[..], &message(b"third")[..3]], &[]).unwrap();
+        let mut bytes = [0; 17];
         let (len, file) = backend.recv_with_fd(&mut bytes).unwrap();
-        assert_eq!((len, &bytes), (5, b"hello"));
+        assert!(len > 0 && file.is_none());
+        backend.read_exact(&mut bytes[len..]).unwrap();
+        assert_eq!(bytes[..], message(b"first"));
+        let (len, file) = backend.recv_with_fd(&mut bytes).unwrap();
+        backend.read_exact(&mut bytes[len..]).unwrap();
+        assert_eq!(bytes[..], message(b"hello"));
         file.unwrap().write_all(b"through").unwrap();
         let mut through = [0; 7];
         pipe_in.read_exact(&mut through).unwrap();
         assert_eq!(&through, b"through");
 
-        backend.write_all(b"reply").unwrap();
+        // A message that isn't whole keeps none up that goes the other way.
+        backend.read_exact(&mut bytes[..15]).unwrap();
+        assert_eq!(bytes[..15], [&message(b"")[..], &message(b"third")[..3]].concat());
+        backend.write_all(&message(b"reply")).unwrap();
         (&frontend).read_exact(&mut bytes).unwrap();
-        assert_eq!(&bytes, b"reply");
+        assert_eq!(bytes[..], message(b"reply"));
 
         drop(frontend);
         assert_eq!(backend.read(&mut bytes).unwrap(), 0);

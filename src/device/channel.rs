@@ -34,16 +34,17 @@ impl Channel {
         let candidates = candidates();
         drop(object);
         let mut closed = candidates.into_iter().filter(Candidate::is_closed);
-        match (closed.next(), closed.next()) {
-            (Some(candidate), None) => Some(Self { socket: candidate.copy }),
-            (found, _) => {
-                warn!(
-                    several = found.is_some(),
-                    "the frontend's channel can't be told from others: a running guest won't hear of another size"
-                );
-                None
-            }
+        let found = closed.next();
+        // The same more than once: what brings the messages here may be about to close its own.
+        let is_one = found.as_ref().is_some_and(|found| closed.all(|other| other.id == found.id));
+        if !is_one {
+            let several = found.is_some();
+            warn!(
+                several,
+                "the frontend's channel can't be told from others: a running guest won't hear of another size"
+            );
         }
+        found.filter(|_| is_one).map(|found| Self { socket: found.copy })
     }
 
     /// Says that the configuration space has changed. Never waits: a frontend that doesn't read its channel isn't told.

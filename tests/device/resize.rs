@@ -1,14 +1,18 @@
 //! An image that gets another size while a frontend is connected: what the guest is told, and what it may do then.
 
+use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use btrfs_shadow::device::DeviceOptions;
+use btrfs_shadow::device::{DeviceOptions, Server, SessionEnd, Socket, StopHandle};
+use btrfs_shadow::image::{Image, RawImage};
+use btrfs_shadow::tap::WritePlan;
 
 use crate::frontend::{F_BACKEND_REQ, F_FLUSH, FREE, Frontend, S_IOERR, S_OK, T_IN, T_OUT};
-use crate::harness::{Device, Event, PATIENCE, SIZE, Setup, alone};
+use crate::harness::{Device, Event, PATIENCE, SIZE, Setup, TestTap, alone};
 
 const DATA: u64 = FREE + 0x1000;
 const BLOCK: u64 = 4096;
@@ -227,6 +231,37 @@ fn descriptors_that_are_no_channel() {
     drop((channel, frontend));
     let (_, protocol, _) = Frontend::examine(&device.socket, 8);
     assert!(protocol & F_BACKEND_REQ != 0);
+}
+
+/// Messages are forwarded then, and the channel's descriptor is there twice for a moment.
+#[test]
+fn through_a_socket_that_was_inherited_connected() {
+    if !alone("resize::through_a_socket_that_was_inherited_connected") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (path, file) = (dir.path().join("socket"), dir.path().join("image"));
+    File::create(&file).unwrap().set_len(SIZE).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    for turn in 2..12 {
+        let image: Arc<dyn Image> = Arc::new(RawImage::open(&file, false).unwrap());
+        let tap = TestTap::new(image.clone(), |_, _| WritePlan::Direct);
+        std::thread::scope(|scope| {
+            let session = scope.spawn(|| {
+                let stream = listener.accept().unwrap().0;
+                let options = DeviceOptions::default();
+                let mut server = Server::bind(Socket::Fd(stream.into()), image, tap, options).unwrap();
+                server.serve_one(&StopHandle::new().unwrap()).unwrap()
+            });
+            let (mut frontend, channel) = Frontend::connect_with_channel(&path, F_FLUSH);
+            assert_eq!(capacity(&mut frontend), (turn - 1) * SIZE);
+            File::options().write(true).open(&file).unwrap().set_len(turn * SIZE).unwrap();
+            hear(&channel);
+            wait_for_capacity(&mut frontend, turn * SIZE);
+            drop(frontend);
+            assert_eq!(session.join().unwrap(), SessionEnd::Disconnected);
+        });
+    }
 }
 
 /// Of a frontend without a channel nothing is expected, and its guest may use what there is.

@@ -56,6 +56,23 @@ impl Writes {
     }
 }
 
+/// Has a driver do all this.
+///
+/// # Panics
+/// When a request fails.
+pub fn carry_out(driver: &mut Driver, ops: &[Op], seed: u64) {
+    let mut rng = Rng::new(seed);
+    for op in ops {
+        match op {
+            Op::Blocks(changes) => driver.write(changes, &mut rng),
+            Op::Write(change) => driver.write_one(change),
+            Op::Flush => driver.flush(),
+            Op::Discard(offset, len) => driver.erase(*offset, *len, false),
+            Op::Zeroes(offset, len) => driver.erase(*offset, *len, true),
+        }
+    }
+}
+
 /// A running `btrfs-shadow serve --once`.
 pub struct Backend {
     child: Child,
@@ -161,19 +178,26 @@ impl Backend {
     /// When the backend fails a request or does not end.
     #[must_use]
     pub fn perform(self, ops: &[Op], seed: u64) -> Outcome {
-        let mut rng = Rng::new(seed);
         let mut driver = self.connect();
-        for op in ops {
-            match op {
-                Op::Blocks(changes) => driver.write(changes, &mut rng),
-                Op::Write(change) => driver.write_one(change),
-                Op::Flush => driver.flush(),
-                Op::Discard(offset, len) => driver.erase(*offset, *len, false),
-                Op::Zeroes(offset, len) => driver.erase(*offset, *len, true),
-            }
-        }
+        carry_out(&mut driver, ops, seed);
         drop(driver);
         self.wait()
+    }
+
+    /// Waits until it says so in a notice.
+    ///
+    /// # Panics
+    /// When it doesn't.
+    pub fn wait_for_notice(&self, says: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        let said = |event: &Value| {
+            event["event"] == "notice"
+                && event["message"].as_str().is_some_and(|message| message.contains(says))
+        };
+        while !self.events().iter().any(said) {
+            assert!(Instant::now() < deadline, "it never said: {says}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Waits for the end.

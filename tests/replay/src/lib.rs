@@ -17,6 +17,6 @@ pub mod table;
 pub mod trial;
 pub mod writes;
 
-pub use backend::{Backend, Op, Outcome, Writes, check};
+pub use backend::{Backend, Op, Outcome, Writes, carry_out, check};
 pub use history::{Change, History, Step};
 pub use recorder::{Plan, record, record_on, record_singly};
