@@ -76,8 +76,16 @@ pub fn reconcile(
     let mut refused = drive(shadow, &touched, &known, generation);
     refused.extend(wrong_length(&touched));
     let differences = differences(shadow.entry(bytenr), &touched);
-    let news: Vec<Difference> =
-        differences.iter().filter(|found| !is_known(found, &known)).copied().collect();
+    // That the extent is recorded as something else than it is has been said, however many references it gets.
+    let record = touched.new.as_deref();
+    let differs = |key: &RefKey| record.is_some_and(|record| record.metadata() != key.metadata);
+    let kind_is_known = known.iter().any(|(key, more)| *more > 0 && differs(key));
+    let is_other_kind = |key: &RefKey| kind_is_known && differs(key);
+    let news: Vec<Difference> = differences
+        .iter()
+        .filter(|found| !is_known(found, &known) && !is_other_kind(&found.key))
+        .copied()
+        .collect();
     let residual = remaining(&touched, &known);
     if !residual.is_empty() {
         residuals.insert(bytenr, residual);
