@@ -131,7 +131,8 @@ impl Disk {
     fn make() -> Disk {
         let image = Spec::new("device bench", "-n 16384 -m single -d single").sized(4096).mkfs();
         let mut session = Session::start(&image);
-        session.run("touch f; chattr +C f; dd if=/dev/zero of=f bs=1M count=1200 status=none; sync", || ());
+        session
+            .run("touch f; chattr +C f; dd if=/dev/zero of=f bs=1M count=1200 status=none; sync -f .", || ());
         session.finish();
         let dump = tool::stdout("btrfs", ["inspect-internal", "dump-tree", "-t", "chunk", path(&image)]);
         let data = largest_data_chunk(&dump);

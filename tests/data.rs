@@ -47,7 +47,7 @@ fn flip(image: &Image, offset: u64) {
 #[test]
 fn a_flipped_bit_is_found_in_every_copy_of_a_file() {
     let script =
-        fill("file") + "chattr +C . 2> /dev/null; " + &fill("nodatacow") + "fallocate -l 1M pre; sync";
+        fill("file") + "chattr +C . 2> /dev/null; " + &fill("nodatacow") + "fallocate -l 1M pre; sync -f .";
     for (name, mkfs) in [
         ("crc32c", "-n 4096 -m dup"),
         ("xxhash", "--csum xxhash"),

@@ -336,7 +336,7 @@ fn the_super_block_is_written_with_wrong_content() {
 fn logged() -> (Image, Writes) {
     let image = Spec::new("log", "-n 16384 -m dup").mounted("commit=300,nodiscard").mkfs();
     let mut session = Session::start(&image);
-    session.run("mkdir d; echo 1 > d/a; sync", || ());
+    session.run("mkdir d; echo 1 > d/a; sync -f .", || ());
     let base = image.copy();
     session.run("echo 2 > d/b; sync d", || ());
     let (before, after) = (Memory::load(base.path()), Memory::load(image.path()));

@@ -28,7 +28,7 @@ pub static RECORDED: LazyLock<Recorded> = LazyLock::new(|| {
         format!("yes '{text}' | tr -d '\\n' | head -c 524288 > {name}\n")
     };
     let prepare =
-        format!("touch plain; chattr +C plain\n{}{}sync", fill("plain", PLAIN), fill("summed", SUMMED));
+        format!("touch plain; chattr +C plain\n{}{}sync -f .", fill("plain", PLAIN), fill("summed", SUMMED));
     let scripts = (0..9).map(|n| (format!("commit {n}"), format!("seq 300 > f{n}; mkdir d{n}"))).collect();
     let spec = Spec::new("writes", "-n 16384 -m dup -d single").mounted("commit=300,nodiscard");
     let History { base, steps, .. } = record_singly(&Plan { spec, prepare, scripts, live: false });

@@ -63,7 +63,7 @@ fn half_deleted_subvolume() {
         println!("{} blocks, forms {:?}", report.tree_blocks.len(), forms(&report));
         assert!(forms(&report)[1] > 50, "shared tree blocks: {:?}", forms(&report));
         // The next mount goes on with the deletion.
-        image.run("until_deleted; sync");
+        image.run("until_deleted; sync -f .");
         assert_clean(spec.name, image.path());
     }
 }
@@ -96,7 +96,7 @@ fn watch(spec: &Spec, prepare: &str, script: &str, wanted: usize) {
 #[test]
 fn commits_in_the_middle_of_a_balance() {
     let prepare = workload::mixed(15) + &workload::deep();
-    let balance = "btrfs balance start --full-balance . > /dev/null; sync";
+    let balance = "btrfs balance start --full-balance . > /dev/null; sync -f .";
     watch(&Spec::new("balance 4K", "-n 4096 -m single"), &prepare, balance, 8);
     watch(&Spec::new("balance dup", "-n 16384 -m dup"), &workload::mixed(5), balance, 8);
 }
@@ -106,8 +106,8 @@ fn commits_in_the_middle_of_deletions() {
     let prepare = workload::mixed(15) + &workload::deep();
     let delete = r#"
         for i in 1 2 3 4 5 6; do
-            btrfs -q subvolume snapshot deep new$i; touch new$i/f*a deep/fa?; sync
-            btrfs -q subvolume delete -c new$i; sync
+            btrfs -q subvolume snapshot deep new$i; touch new$i/f*a deep/fa?; sync -f .
+            btrfs -q subvolume delete -c new$i; sync -f .
             dd if=/dev/urandom of=deep/fsynced bs=4k count=9 seek=$i conv=fsync,notrunc status=none
         done
         until_deleted

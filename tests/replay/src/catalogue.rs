@@ -95,7 +95,7 @@ pub fn deletion() -> Plan {
         seq 12000 | (cd big; split -l 1 -a 4 - f)
         head -c 70000 /dev/urandom > big/shared
         for i in $(seq 50); do cp --reflink=always big/shared big/reflink$i; done
-        sync
+        sync -f .
         btrfs -q subvolume snapshot big snap
         (cd big; seq 3000 | split -l 1 -a 3 - faa)
         touch big/f*z big/f*m

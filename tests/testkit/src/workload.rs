@@ -20,24 +20,24 @@ pub fn mixed(snapshots: u32) -> String {
         touch base/zip; chattr +c base/zip; yes btrfs | head -c 400000 > base/zip
         setfattr -n user.x -v y base/file1 || true
         ln base/file2 base/link2; ln -s file3 base/symlink
-        sync
+        sync -f .
         for i in $(seq {snapshots}); do
             btrfs -q subvolume snapshot base snap$i
             echo changed > snap$i/file$i
             head -c 20000 /dev/urandom > snap$i/file$((i + 20))
         done
-        sync
+        sync -f .
         btrfs -q subvolume snapshot -r base ro
         btrfs -q subvolume snapshot snap1 nested
         for i in $(seq 40); do echo $i > nested/file$i; rm -f base/file$((i * 3)); done
         dd if=/dev/urandom of=base/shared bs=4k seek=2 count=3 conv=notrunc status=none
-        sync
+        sync -f .
         btrfs -q subvolume delete -c base
         until_deleted
         for i in $(seq 60); do echo $i > nested/more$i; done
-        for i in $(seq 40); do head -c 8192 /dev/urandom > d/gap$i; done; sync; rm d/gap*[02468]; sync
+        for i in $(seq 40); do head -c 8192 /dev/urandom > d/gap$i; done; sync -f .; rm d/gap*[02468]; sync -f .
         for i in $(seq 90); do cp --reflink=always snap2/holes d/holes$i; done; cp snap2/zip e/
-        cp --reflink=always snap2/reflink1 f/hole; sync
+        cp --reflink=always snap2/reflink1 f/hole; sync -f .
         "#
     )
 }
@@ -50,9 +50,9 @@ pub fn deep() -> String {
         r#"
         btrfs -q subvolume create deep
         seq 3000 | (cd deep; split -l 1 -a 3 - f)
-        sync
+        sync -f .
         for i in $(seq 40); do btrfs -q subvolume snapshot deep deep$i; touch deep/faaa deep/fbbb; done
-        sync
+        sync -f .
         "#,
     )
 }
@@ -68,11 +68,11 @@ pub fn half_deleted(spec: &Spec) -> Image {
         seq 40000 | (cd big; split -l 1 -a 4 - f)
         head -c 70000 /dev/urandom > big/shared
         for i in $(seq 50); do cp --reflink=always big/shared big/reflink$i; done
-        sync
+        sync -f .
         btrfs -q subvolume snapshot big snap
         (cd big; seq 5000 | split -l 1 -a 3 - faa)
         touch big/f*z big/f*m
-        sync
+        sync -f .
         btrfs -q subvolume delete -c big
     "#;
     for _ in 0..8 {
