@@ -356,8 +356,9 @@ impl<'a, 'r> Walk<'a, 'r> {
     fn death(&mut self, expect: &Expect) {
         self.result.died += 1;
         let (old, new) = (self.old_record(expect.bytenr), self.new_record(expect.bytenr));
-        let still_there =
-            !self.inputs.replaced.contains(expect.bytenr) && is_same_extent(old.as_deref(), new.as_deref());
+        let still_there = !self.inputs.replaced.contains(expect.bytenr)
+            && is_same_extent(old.as_deref(), new.as_deref())
+            && self.leaks_with_all(expect);
         if !still_there {
             self.dead.insert(expect.bytenr);
             self.push_dead(expect);

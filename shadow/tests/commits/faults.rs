@@ -308,6 +308,21 @@ fn an_extent_item_is_left() {
     go_on(&mut rig, &fault, false);
 }
 
+/// Of a subtree that goes with its subvolume the extent tree keeps the node, and nothing that it refers to.
+#[test]
+fn the_extent_item_of_a_node_is_left_alone() {
+    let (mut rig, targets) = prepare();
+    let (node, extent) = (targets.full_node, rig.world.committed[&targets.full_node].clone());
+    rig.world.roots.retain(|id, _| id.tree != 400);
+    rig.world.leaked.insert(node, extent.len);
+    let fault = Fault::records(|extents| drop(extents.insert(node, extent.clone())));
+    let report = rig.commit(&fault);
+    // Its only backref is of a block that is gone, or of the subvolume.
+    let found: Vec<_> = report.violations.iter().map(|found| found.bytenr).collect();
+    assert_eq!(found, [node], "{:#?}", rig::messages(&report));
+    go_on(&mut rig, &fault, true);
+}
+
 #[test]
 fn the_full_backref_flag_is_wrong() {
     for of in

@@ -91,6 +91,23 @@ impl Walk<'_, '_> {
         2 * explained >= held.len()
     }
 
+    /// Whether what a block holds to which nothing refers any more is recorded still. Else its record alone is left.
+    pub(super) fn leaks_with_all(&mut self, expect: &Expect) -> bool {
+        let Ok(block) = self.inputs.old.read(expect) else { return true };
+        let Some(view) = block.view() else { return true };
+        let record = self.old_record(expect.bytenr);
+        let form = self.old_form(expect.bytenr, record.as_deref());
+        let mut held = Vec::new();
+        edges::for_each(&view, expect, form, |edge| held.push(edge));
+        held.truncate(LEAK_SAMPLE);
+        let mut is_recorded = |edge: &Edge| {
+            let record = self.new_record(edge.bytenr);
+            record.is_some_and(|record| record.backrefs.iter().any(|backref| backref.key == edge.key))
+        };
+        let kept = held.iter().filter(|edge| is_recorded(edge)).count();
+        2 * kept >= held.len()
+    }
+
     /// How many more references like this one are held than are recorded.
     fn surplus(&mut self, edge: &Edge) -> i64 {
         let count = |record: Option<Rc<ExtentRecord>>| {
