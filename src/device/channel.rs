@@ -33,7 +33,9 @@ impl Channel {
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let candidates = candidates();
         drop(object);
-        let mut closed = candidates.into_iter().filter(Candidate::is_closed);
+        // None is given up before all were looked at: a number may have become that of one of the copies.
+        let (closed, _open): (Vec<_>, Vec<_>) = candidates.into_iter().partition(Candidate::is_closed);
+        let mut closed = closed.into_iter();
         let found = closed.next();
         // The same more than once: what brings the messages here may be about to close its own.
         let is_one = found.as_ref().is_some_and(|found| closed.all(|other| other.id == found.id));

@@ -243,7 +243,7 @@ fn through_a_socket_that_was_inherited_connected() {
     let (path, file) = (dir.path().join("socket"), dir.path().join("image"));
     File::create(&file).unwrap().set_len(SIZE).unwrap();
     let listener = UnixListener::bind(&path).unwrap();
-    for turn in 2..12 {
+    for turn in 2..7 {
         let image: Arc<dyn Image> = Arc::new(RawImage::open(&file, false).unwrap());
         let tap = TestTap::new(image.clone(), |_, _| WritePlan::Direct);
         std::thread::scope(|scope| {

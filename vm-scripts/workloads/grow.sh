@@ -30,7 +30,11 @@ wait_for_size "$SMALL"
 mount_fs noatime,commit=2
 fill /mnt/before $((SMALL / 3))
 remember /mnt/before before
-commit_now
+# The caller counts commits, and waits for the third.
+for n in 1 2 3; do
+    put "/mnt/before$n" 64
+    commit_now
+done
 step "ready to be made larger"
 wait_for_size "$LARGE"
 quietly btrfs filesystem resize max /mnt
