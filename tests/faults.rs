@@ -19,7 +19,7 @@ const AGAIN: usize = 8;
 const FEW: usize = 4;
 
 /// Of how many faults one may be found otherwise than foreseen, or with more than a few reports.
-const ODD: usize = 100;
+const ODD: usize = 75;
 
 /// Kinds of which one fault makes several things wrong: a data extent that lies elsewhere than its block group, free space and
 /// checksums say, subtrees that seem to be deleted, sums for many extents, an item of which only the keyed backrefs are left,
