@@ -94,7 +94,7 @@ pub fn audit(snapshot: &Snapshot, source: &dyn BlockSource, progress: &dyn Progr
     if scan_whole {
         // Every extent that was not read would seem to be free.
         let mut space = space::audit::audit(forest, &table, groups, &report.violations);
-        space.violations.extend(checksums.finish(&report.violations, forest.nodesize()));
+        space.violations.extend(checksums.finish(&report.violations, &forest));
         report.violations.append(&mut space.violations);
         problems.append(&mut space.problems);
     }

@@ -10,7 +10,7 @@ use parser::{Block, ChunkMap, ids};
 use crate::audit::Table;
 use crate::codes::Code;
 use crate::forest::{BlockProblem, Forest, Geometry};
-use crate::space::checksums::{covered, overlap, without_extent};
+use crate::space::checksums::{covered, neighbourhood, overlap, without_extent};
 use crate::space::commit::is_told;
 use crate::space::devices;
 use crate::space::explained::Explained;
@@ -263,15 +263,14 @@ impl CsumCheck {
 
     /// What was found, leaf against leaf included. `reported` is what was found out about references.
     #[must_use]
-    pub fn finish(self, reported: &[Violation], nodesize: u64) -> Vec<Violation> {
+    pub fn finish(self, reported: &[Violation], forest: &Forest<'_>) -> Vec<Violation> {
         let CsumState { mut leaves, mut found } =
             self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let explained = Explained::new(reported, nodesize);
-        let whole =
-            |violation: &Violation| (violation.bytenr, violation.bytenr.saturating_add(violation.len));
+        let explained = Explained::new(reported, forest.nodesize());
         found.retain(|violation| {
-            violation.code != Code::SpaceCsumWithoutExtent
-                || !explained.explains_range((0, u64::MAX), whole(violation))
+            let range = (violation.bytenr, violation.bytenr.saturating_add(violation.len));
+            let chunks = neighbourhood(&forest.snapshot.chunks, range);
+            violation.code != Code::SpaceCsumWithoutExtent || !explained.explains_range(chunks, range)
         });
         leaves.sort_unstable();
         for pair in leaves.windows(2) {

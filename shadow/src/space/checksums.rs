@@ -4,13 +4,14 @@
 //! is allocated; no sector has two; and while an extent stays, its checksums do: it is never written again.
 
 use parser::key::item;
-use parser::{Key, ids};
+use parser::{ChunkMap, Key, ids};
 
 use crate::codes::Code;
 use crate::forest::{BlockProblem, Forest, Geometry};
 use crate::record::ExtentRecord;
 use crate::space::commit::{Commit, Outcome};
 use crate::space::extents::extent_range;
+use crate::space::group::chunk_range;
 use crate::space::ranges::{Range, bytes, subtract, union};
 use crate::tree::{ItemRef, Searcher, diff};
 use crate::violation::Violation;
@@ -213,9 +214,20 @@ fn overlaps(commit: &Commit<'_, '_>, items: &[Sums]) -> Outcome {
     Ok(found)
 }
 
+fn is_explained(commit: &Commit<'_, '_>, range: Range) -> bool {
+    commit.explained.explains_range(neighbourhood(&commit.new.snapshot.chunks, range), range)
+}
+
+/// The chunks in which a range lies. What is reported of an extent says nothing of those elsewhere.
+pub(crate) fn neighbourhood(chunks: &ChunkMap, (start, end): Range) -> Range {
+    let chunk_at = |address: u64| chunks.chunk_at(address).map(chunk_range);
+    let last = chunk_at(end.saturating_sub(1));
+    (chunk_at(start).map_or(start, |chunk| chunk.0), last.map_or(end, |chunk| chunk.1))
+}
+
 /// Of sectors that have checksums since this commit, those where no data extent lies.
 fn for_free_space(commit: &Commit<'_, '_>, ranges: &[Range]) -> Outcome {
-    let unexplained = |range: &Range| !commit.explained.explains_range((0, u64::MAX), *range);
+    let unexplained = |range: &Range| !is_explained(commit, *range);
     let free = free_parts(commit, ranges)?;
     Ok(free.into_iter().filter(unexplained).map(without_extent).collect())
 }
@@ -273,7 +285,7 @@ fn left_behind(commit: &Commit<'_, '_>, freed: &[Range]) -> Outcome {
         let Some(last) = end.checked_sub(1).filter(|last| *last > start) else { continue };
         tree.range(csum_key(start.saturating_add(1)), csum_key(last), |item| take(&item))?;
     }
-    let unexplained = |range: &Range| !commit.explained.explains_range((0, u64::MAX), *range);
+    let unexplained = |range: &Range| !is_explained(commit, *range);
     Ok(union(left).into_iter().filter(unexplained).map(without_extent).collect())
 }
 
@@ -281,7 +293,7 @@ fn left_behind(commit: &Commit<'_, '_>, freed: &[Range]) -> Outcome {
 fn of_what_stays(commit: &mut Commit<'_, '_>, ranges: &[Range]) -> Option<Violation> {
     let news = subtract(ranges, commit.memory.checksums());
     commit.memory.remember_checksums(&news);
-    let unexplained = |range: &&Range| !commit.explained.explains_range((0, u64::MAX), **range);
+    let unexplained = |range: &&Range| !is_explained(commit, **range);
     let news: Vec<Range> = news.iter().filter(unexplained).copied().collect();
     let (start, end) = *news.first()?;
     let more = match news.len() {

@@ -280,6 +280,25 @@ fn checksums_without_data() {
     });
 }
 
+/// Of an extent whose item says nothing that can be relied on, checksums may be missing or too many; not of others.
+#[test]
+fn a_malformed_extent_item_hides_no_checksums_in_another_block_group() {
+    let mut rig = with_two_groups(0);
+    rig.world.write_tree(tree(ids::CSUM_TREE), Items::new());
+    rig.clean();
+    let (malformed, near, far) = (SECOND + 4096, SECOND + MIB, DATA + 9 * MIB);
+    rig.world.link(TOP, 500, 0, malformed, 4096);
+    edit(&mut rig.world, |items| items.extend([near, far].map(|free| (csum_key(free), vec![7; 4]))));
+    let fault = Fault::extents(|items| {
+        let (_, data) = items.iter_mut().find(|(key, _)| key.objectid == malformed).expect("its item");
+        data.truncate(20);
+    });
+    let report = rig.commit(&fault);
+    let mut found: Vec<_> = report.violations.iter().map(|found| (found.code, found.bytenr)).collect();
+    found.sort_unstable_by_key(|(_, bytenr)| *bytenr);
+    assert_eq!(found, [(Code::SpaceCsumWithoutExtent, far), (Code::TreeExtentItem, malformed)]);
+}
+
 #[test]
 fn two_leaves_have_checksums_for_the_same_sector() {
     let (mut rig, [_, second, third]) = with_checksums();
