@@ -30,7 +30,7 @@ impl Fate {
 pub enum CopyFate {
     /// It is carried out.
     Write,
-    /// It belongs to the commit that was refused last, or to another attempt at it.
+    /// It belongs to the commit that was refused last, or to the same one made again.
     OfRefused,
     /// It belongs to a commit that is not decided.
     Hold,

@@ -194,7 +194,7 @@ fn with_fate(mut violation: Violation, refused: bool) -> Violation {
 }
 
 /// A super block without what differs from copy to copy: its checksum, and where it lies.
-fn without_place(superblock: &[u8]) -> (Option<&[u8]>, Option<&[u8]>) {
+pub(super) fn without_place(superblock: &[u8]) -> (Option<&[u8]>, Option<&[u8]>) {
     let bytenr = std::mem::offset_of!(layout::SuperBlock, bytenr);
     let csum = std::mem::offset_of!(layout::SuperBlock, fsid);
     (superblock.get(csum..bytenr), superblock.get(bytenr + 8..))

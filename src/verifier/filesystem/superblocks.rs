@@ -5,6 +5,7 @@ use std::io;
 use parser::SuperBlock;
 
 use super::FileSystem;
+use super::guarding::without_place;
 use crate::capture::{PRIMARY_SUPER, SUPER_SIZE};
 use crate::verifier::fate::CopyFate;
 
@@ -45,17 +46,17 @@ impl FileSystem {
     /// system is written at once: mkfs, a rewrite, a repair.
     pub fn judge_copy(&self, place: u64, offset: u64, bytes: &[u8]) -> CopyFate {
         let last = self.verifier.snapshot().and_then(|snapshot| snapshot.super_view());
-        let (Some(last), Ok(next)) = (last, self.overlay(place, offset, bytes)) else {
+        let (Some(last), Ok(copy)) = (last, self.overlay(place, offset, bytes)) else {
             return CopyFate::Write;
         };
-        let Ok(next) = SuperBlock::parse(&next) else { return CopyFate::Write };
+        let Ok(next) = SuperBlock::parse(&copy) else { return CopyFate::Write };
         let same_device =
             next.metadata_uuid() == last.metadata_uuid() && next.dev_item().uuid == last.dev_item().uuid;
         if !next.verify_csum() || !same_device || next.generation() <= last.generation() {
             return CopyFate::Write;
         }
-        let refused = self.refused.as_deref().and_then(|refused| SuperBlock::parse(refused).ok());
-        if refused.is_some_and(|refused| refused.generation() == next.generation()) {
+        // The next attempt at that generation is another commit, whose copy may come before its primary super block too.
+        if self.refused.as_deref().is_some_and(|refused| without_place(refused) == without_place(&copy)) {
             CopyFate::OfRefused
         } else {
             CopyFate::Hold
