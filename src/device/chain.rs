@@ -56,6 +56,16 @@ pub(super) enum Request {
     },
 }
 
+impl Request {
+    /// Bytes of data that are read or written.
+    pub(super) fn transferred(&self) -> usize {
+        match self {
+            Request::Read { data, .. } | Request::Write { data, .. } => data.len(),
+            Request::Flush | Request::GetId { .. } | Request::Erase { .. } => 0,
+        }
+    }
+}
+
 /// Why a request isn't carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusal {

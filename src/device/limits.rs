@@ -48,6 +48,10 @@ pub const MAX_COPIED: usize = 128 << 20;
 /// Requests that are taken from a ring before completions are delivered and the stop signal is looked at.
 pub const BATCH: usize = 16;
 
+/// Bytes that are read and written before completions are delivered, however few requests it is: the guest can go on with
+/// the first while the next is copied.
+pub const BATCH_BYTES: usize = 128 << 10;
+
 /// Requests that are taken from a ring in a turn. Then the queue's thread looks at all that may have happened, even if there
 /// are more: a ring can be made so that each answer is another request.
 pub const TURN: usize = 4 * MAX_QUEUE_SIZE;

@@ -24,7 +24,7 @@ use super::copies::Copies;
 use super::held::Answers;
 use super::in_flight::{InFlight, Pending, Stage};
 use super::inflight::{QueueRecord, Record};
-use super::limits::{BATCH, MAX_COMPLAINTS, MAX_COPY};
+use super::limits::{BATCH, BATCH_BYTES, MAX_COMPLAINTS, MAX_COPY};
 use super::poll::Poll;
 use super::size::Size;
 use super::stop::wait_readable;
@@ -252,12 +252,12 @@ impl Worker {
     fn take_all(&mut self, vring: &Vring) -> bool {
         let mut taken_any = false;
         while !self.must_wait(vring) {
-            let taken = self.take_batch(vring);
+            let (taken, there_is_more) = self.take_batch(vring);
             self.engine.submit();
             self.reap();
             self.signal();
             taken_any |= taken != 0;
-            if taken < BATCH {
+            if !there_is_more {
                 break;
             }
         }
@@ -289,7 +289,9 @@ impl Worker {
     fn pay(&self, request: Option<&Request>) {
         let Some(throttle) = &self.shared.throttle else { return };
         match request {
-            Some(Request::Read { data, .. } | Request::Write { data, .. }) => throttle.put(data.len() as u64),
+            Some(request @ (Request::Read { .. } | Request::Write { .. })) => {
+                throttle.put(request.transferred() as u64);
+            }
             Some(Request::Erase { kind: Erase::Zeroes { .. }, ranges }) => {
                 throttle.put(ranges.iter().map(|(_, len)| len).sum());
             }
@@ -304,20 +306,26 @@ impl Worker {
         self.pending.len() >= usize::from(vring.get_ref().get_queue().size()) || self.copies.are_many()
     }
 
-    fn take_batch(&mut self, vring: &Vring) -> usize {
+    /// How many were taken, and whether there may be more.
+    fn take_batch(&mut self, vring: &Vring) -> (usize, bool) {
+        let mut bytes = 0;
         for taken in 0..BATCH {
+            if bytes >= BATCH_BYTES {
+                return (taken, true);
+            }
             if self.turn == 0 || self.copies.are_many() || self.is_throttled() {
-                return taken;
+                return (taken, false);
             }
             let memory = self.shared.memory.memory().into_inner();
-            let Some(chain) = self.pop(vring, &memory) else { return taken };
+            let Some(chain) = self.pop(vring, &memory) else { return (taken, false) };
             self.turn -= 1;
             let head = chain.head_index();
             let parsed = chain::parse(chain, &memory, self.shared.disk());
+            bytes += parsed.request.as_ref().map_or(0, Request::transferred);
             self.record.taken(head, parsed.fingerprint);
             self.start(head, parsed, memory);
         }
-        BATCH
+        (BATCH, true)
     }
 
     fn pop(&mut self, vring: &Vring, memory: &Arc<Memory>) -> Option<DescriptorChain<Arc<Memory>>> {
