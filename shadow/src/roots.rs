@@ -78,6 +78,14 @@ pub fn verify(old: &Forest<'_>, new: &Forest<'_>, links: &Links) -> (Vec<Violati
     let (mut before, mut now) = (View::new(*old), View::new(*new));
     let mut found = Vec::new();
     let mut problems = Vec::new();
+    // A link says something of its subvolumes, so it is looked at with them, though it did not change itself.
+    let mut all = links.links.clone();
+    for id in &links.roots {
+        match now.links_of(*id) {
+            Ok(of_root) => all.extend(of_root),
+            Err(problem) => problems.push(problem),
+        }
+    }
     let mut take =
         |now: Result<Vec<Finding>, BlockProblem>, before: &mut dyn FnMut() -> Vec<Finding>| match now {
             Ok(findings) if findings.is_empty() => {}
@@ -91,7 +99,7 @@ pub fn verify(old: &Forest<'_>, new: &Forest<'_>, links: &Links) -> (Vec<Violati
     for id in &links.roots {
         take(now.subvolume(*id), &mut || before.subvolume(*id).unwrap_or_default());
     }
-    for link in &links.links {
+    for link in &all {
         take(now.link(*link), &mut || before.link(*link).unwrap_or_default());
     }
     (found, problems)
@@ -156,6 +164,14 @@ impl<'a> View<'a> {
 
     fn root_item(&mut self, id: u64) -> Result<Option<ItemRef>, BlockProblem> {
         self.first(Key::new(id, item::ROOT_ITEM, 0), Key::new(id, item::ROOT_ITEM, u64::MAX))
+    }
+
+    /// The links that lead to a subvolume or from it.
+    fn links_of(&mut self, id: u64) -> Result<Vec<(u64, u64)>, BlockProblem> {
+        let mut links = Links::default();
+        let (from, to) = (Key::new(id, item::ROOT_BACKREF, 0), Key::new(id, item::ROOT_REF, u64::MAX));
+        self.root_tree.range(from, to, |found| links.note_item(&found.key))?;
+        Ok(links.links.into_iter().collect())
     }
 
     /// A subvolume: whether somebody wants it, or else its deletion will go on.

@@ -92,6 +92,19 @@ fn a_backref_is_lost() {
     assert_eq!(online, [Code::RootUnreferenced, Code::RootRef]);
 }
 
+/// A subvolume is lost with its root item: the link that leads to it did not change, and is found all the same.
+#[test]
+fn a_root_item_is_lost() {
+    let mut rig = two();
+    let lost =
+        |items: &mut Items| items.retain(|key, _| key.objectid != 400 || key.item_type != item::ROOT_ITEM);
+    assert_eq!(
+        commit(&mut rig, lost),
+        [vec![Code::RefUnknownRoot, Code::RootUnknown], vec![Code::RootUnknown]]
+    );
+    assert_eq!(commit(&mut rig, lost), [vec![], vec![Code::RootUnknown]]);
+}
+
 #[test]
 fn a_deletion_is_forgotten() {
     let mut rig = two();
