@@ -11,7 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use engines::IO_URING;
 use replay::driver::Driver;
@@ -56,6 +56,18 @@ fn of_all_threads(process: u32, field: &str) -> Vec<String> {
     status.collect()
 }
 
+/// What the kernel's log tells of calls that were refused to a process since a time, where it can be read and no audit
+/// daemon takes it.
+fn refused(process: u32, since: SystemTime) -> Vec<String> {
+    let log = Command::new("dmesg").output().map(|output| output.stdout).unwrap_or_default();
+    let since = since.duration_since(SystemTime::UNIX_EPOCH).expect("a clock that is set").as_secs();
+    let time = |line: &str| line.split("audit(").nth(1)?.split('.').next()?.parse::<u64>().ok();
+    let is_ours = |line: &&str| {
+        line.contains("type=1326") && line.contains(&format!(" pid={process} ")) && time(line) >= Some(since)
+    };
+    String::from_utf8_lossy(&log).lines().filter(is_ours).map(str::to_owned).collect()
+}
+
 #[track_caller]
 fn assert_inside(process: u32) {
     for (field, inside) in [("Seccomp", "2"), ("NoNewPrivs", "1")] {
@@ -73,6 +85,7 @@ fn ctl(backend: &Backend, args: &[&str]) -> String {
 
 /// Everything but guests and violations, in two connections.
 fn everything(history: &History, options: &[&str]) {
+    let begun = SystemTime::now();
     let image = history.base.copy();
     let backend = Backend::start_with(program(), image.path(), options);
     let mut rng = Rng::new(7);
@@ -92,8 +105,10 @@ fn everything(history: &History, options: &[&str]) {
         assert_inside(backend.id());
     }
     ctl(&backend, &["stop"]);
+    let process = backend.id();
     let outcome = backend.wait();
     assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""), "{options:?}");
+    assert_eq!(refused(process, begun), [""; 0], "{options:?}");
     let clean = outcome.of_kind("commit").filter(|event| event["verdict"] == "clean");
     assert_eq!(clean.count(), history.steps.iter().map(|step| step.supers.len().min(1)).sum::<usize>());
     assert_eq!(outcome.of_kind("mark").count(), history.steps.len());

@@ -160,6 +160,11 @@ pub(super) const CALLS: &[Call] = &[
     any(libc::SYS_getrandom),
 ];
 
-/// Calls for which the C library has an older way that it takes where a kernel doesn't know them: they are answered like
-/// that, all others that are refused with "operation not permitted". Of these the arguments can't be looked at.
-pub(super) const UNKNOWN: &[c_long] = &[libc::SYS_clone3];
+/// Calls that are answered as by a kernel that doesn't know them, all others that are refused with "operation not
+/// permitted". They are made as a matter of course: the C library has an older way to start threads, and the allocator
+/// asks which memory nodes there are and takes one where none answers. Of these the arguments can't be looked at.
+pub(super) const UNKNOWN: &[c_long] = &[
+    libc::SYS_clone3,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_access,
+];

@@ -64,6 +64,8 @@ pub fn enter_process(needs: &Needs) -> Result<(), SandboxError> {
         return Err(SandboxError::Late(threads));
     }
     keep_number_of_cores();
+    #[cfg(target_env = "gnu")]
+    share_heap_of_c();
     enter(needs)
 }
 
@@ -105,6 +107,14 @@ fn keep_number_of_cores() {
         // SAFETY: there is no other thread that could be reading the environment.
         unsafe { std::env::set_var(VARIABLE, cores.to_string()) };
     }
+}
+
+/// The C library's own heap, of which only it makes use, is one for all threads: it would ask those files how many there
+/// may be.
+#[cfg(target_env = "gnu")]
+fn share_heap_of_c() {
+    // SAFETY: sets a number that is looked at when a heap is made.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 /// The directory that a file is in.

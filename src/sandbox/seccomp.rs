@@ -1,7 +1,8 @@
 //! seccomp: a system call that is not in the table fails, and the program goes on.
 //!
 //! It fails instead of ending the process: a call that an update of the C library makes for the first time must not cost a
-//! guest its disk. What was refused is in the kernel's log (type=1326, with the number of the call).
+//! guest its disk. What was refused is in the kernel's log (type=1326, with the number of the call), but for the few calls
+//! that are answered as by an old kernel.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,11 +22,12 @@ pub(super) fn enter(connects: bool) -> Result<Fence, SandboxError> {
     let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else {
         return Ok(Fence::Missing("not for this processor".to_owned()));
     };
-    // In this order: the one with the table lets no other filter follow.
-    let filters = [unknown(arch), allowed(arch, connects)];
-    for filter in filters {
+    // In this order: the one with the table lets no other filter follow. What the other answers is no news: every start of a
+    // thread asks.
+    let filters = [(unknown(arch), 0), (allowed(arch, connects), libc::SECCOMP_FILTER_FLAG_LOG)];
+    for (filter, flags) in filters {
         let program = filter.map_err(SandboxError::refused(WHAT))?;
-        match install(&program) {
+        match install(&program, flags) {
             Ok(()) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => {
                 return Ok(Fence::Missing("this kernel does not have it".to_owned()));
@@ -84,12 +86,12 @@ struct Program {
     instructions: *const seccompiler::sock_filter,
 }
 
-fn install(program: &BpfProgram) -> io::Result<()> {
+fn install(program: &BpfProgram, flags: libc::c_ulong) -> io::Result<()> {
     let len = program.len().try_into().map_err(|_| io::Error::other("the filter is too long"))?;
     let program = Program { len, instructions: program.as_ptr() };
-    // Refusals are logged. Kernels before 5.16 would otherwise make every later call slower, against attacks on this
-    // process that the filter is no help with.
-    let flags = libc::SECCOMP_FILTER_FLAG_LOG | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    // Kernels before 5.16 would otherwise make every later call slower, against attacks on this process that the filter
+    // is no help with.
+    let flags = flags | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     // SAFETY: `program` and the instructions it points to live until the call has returned; the kernel copies them.
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
