@@ -23,6 +23,8 @@ pub const INLINE_DATA_START: usize = size_of::<layout::InlineFileExtent>();
 /// How the data is encoded: what all types have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Encoding {
+    /// Transaction that wrote the data.
+    pub generation: u64,
     /// Bytes once decompressed.
     pub ram_bytes: u64,
     /// 0 none, 1 zlib, 2 lzo, 3 zstd.
@@ -38,8 +40,8 @@ impl Encoding {
     /// [`ParseError`] when `data` is too short.
     pub fn parse(data: &[u8]) -> Result<Self, ParseError> {
         let head: &layout::InlineFileExtent = layout::prefix("btrfs_file_extent_item", data)?;
-        let ram_bytes = head.ram_bytes.get();
-        Ok(Encoding { ram_bytes, compression: head.compression, encryption: head.encryption })
+        let (generation, ram_bytes) = (head.generation.get(), head.ram_bytes.get());
+        Ok(Encoding { generation, ram_bytes, compression: head.compression, encryption: head.encryption })
     }
 }
 

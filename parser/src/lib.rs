@@ -33,6 +33,7 @@ pub mod map;
 pub mod quota;
 pub mod root;
 pub mod superblock;
+pub mod uuid;
 
 pub use block::{Block, Header, Leaf, Node, NodePtr};
 pub use chunk::{BlockFlags, ChunkItem};

@@ -41,6 +41,13 @@ impl Chunk {
         }
     }
 
+    /// Whether the stripes of both lie at the same places, in the same order.
+    #[must_use]
+    pub fn is_where(&self, other: &Chunk) -> bool {
+        let place = |stripe: &Stripe| (stripe.devid, stripe.offset);
+        self.stripes.iter().map(place).eq(other.stripes.iter().map(place))
+    }
+
     /// First logical address past the chunk.
     #[must_use]
     pub fn end(&self) -> u64 {

@@ -10,6 +10,8 @@ use crate::layout;
 pub struct RootItem {
     /// Transaction that last wrote the root block.
     pub generation: u64,
+    /// Inode of the top directory: 256 in a subvolume, 0 in trees that hold no files.
+    pub root_dirid: u64,
     /// Logical address of the root block.
     pub bytenr: u64,
     /// Bytes of tree blocks, as the kernel counts them.
@@ -45,6 +47,7 @@ impl RootItem {
         };
         Ok(RootItem {
             generation: legacy.generation.get(),
+            root_dirid: legacy.root_dirid.get(),
             bytenr: legacy.bytenr.get(),
             bytes_used: legacy.bytes_used.get(),
             last_snapshot: legacy.last_snapshot.get(),

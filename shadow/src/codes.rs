@@ -240,6 +240,8 @@ codes! {
         "a device extent past the end of its device, or of a device that is not there";
     SpaceDeviceBytesUsed "space/device-bytes-used" Error
         "bytes_used of a device item is not the sum of its device extents";
+    SpaceDeviceUuid "space/device-uuid" Error
+        "a stripe or super block that names its device by another UUID than the device item has";
     SpaceSystemChunkArray "space/system-chunk-array" Error
         "the super block's array does not hold exactly the system chunks";
     SpaceTotalBytes "space/total-bytes" Error

@@ -380,7 +380,7 @@ impl Verifier {
         });
         report.references = counts::references(&references);
         report.blocks_born = references.born;
-        let ReferenceDelta { changes, mut violations, mut problems, fresh, .. } = references;
+        let ReferenceDelta { changes, mut violations, disowned, mut problems, fresh, .. } = references;
         match &mut self.ahead {
             // They are being flushed just now.
             Some(ahead) => ahead.fresh = fresh,
@@ -411,7 +411,7 @@ impl Verifier {
             findings = self.reconcile_all(report, work, &replaced, new.snapshot.generation);
         }
         if problems.is_empty() {
-            let folded = fold::fold(findings, record_violations, ghosts, &new);
+            let folded = fold::fold(findings, record_violations, ghosts, disowned, &new);
             let space = self.verify_space(report, (old, new), (&extents, &lost), &folded);
             for mut violation in folded.into_iter().chain(space) {
                 self.add_history(&mut violation);
@@ -425,7 +425,7 @@ impl Verifier {
             // extent: the block is the finding. What seems to differ is remembered, though: it will seem to
             // change back when the block is mended.
             self.known.space.miss();
-            record_violations.drain(..).for_each(|violation| report.push(violation));
+            record_violations.into_iter().chain(disowned).for_each(|violation| report.push(violation));
         }
         self.note_problems(report, problems);
     }

@@ -20,8 +20,10 @@ pub(crate) fn fold(
     findings: Vec<Finding>,
     records: Vec<Violation>,
     ghosts: Vec<Ghost>,
+    disowned: Vec<Violation>,
     new: &Forest<'_>,
 ) -> Vec<Violation> {
+    let (mut disowned, findings) = fold_disowned(disowned, findings);
     let (mut flags, findings) = fold_full_backref(findings, new);
     let (owners, findings) = fold_owner(findings, new);
     flags.extend(owners);
@@ -29,7 +31,9 @@ pub(crate) fn fold(
     let told: HashSet<u64> =
         records.iter().filter(|found| found.code != Code::RefCount).map(|found| found.bytenr).collect();
     let (unknown_roots, findings) = ghosts::fold(findings, ghosts, |bytenr| told.contains(&bytenr), new);
-    flags.extend(unknown_roots);
+    let root = |violation: &Violation| violation.key.map(|key| key.root);
+    disowned.retain(|violation| unknown_roots.iter().all(|unknown| root(unknown) != root(violation)));
+    flags.extend(unknown_roots.into_iter().chain(disowned));
     let mut by_extent: BTreeMap<u64, Vec<Violation>> = BTreeMap::new();
     for violation in records {
         by_extent.entry(violation.bytenr).or_default().push(violation);
@@ -73,6 +77,22 @@ fn merge(finding: Finding, of_record: Vec<Violation>) -> Violation {
         report.message = format!("{}; {}", report.message, other.message);
     }
     report
+}
+
+/// A block whose header names a wrong owner: every reference that it holds disagrees with its backref. Where the block's
+/// own record or its FULL_BACKREF flag is to blame, that is the finding.
+fn fold_disowned(mut disowned: Vec<Violation>, findings: Vec<Finding>) -> (Vec<Violation>, Vec<Finding>) {
+    disowned.retain(|violation| {
+        let block = violation.bytenr;
+        let is_flag =
+            |finding: &Finding| flag_suspect(finding).is_some_and(|suspect| suspect.holder == block);
+        !findings.iter().any(|finding| finding.touched.id.bytenr == block || is_flag(finding))
+    });
+    let blocks: HashSet<u64> = disowned.iter().map(|violation| violation.bytenr).collect();
+    let is_told =
+        |finding: &Finding| owner_suspect(finding).is_some_and(|(holder, ..)| blocks.contains(&holder));
+    let rest = findings.into_iter().filter(|finding| !is_told(finding)).collect();
+    (disowned, rest)
 }
 
 /// A wrong FULL_BACKREF flag makes every reference of the block disagree: as recorded by its owner where the flag

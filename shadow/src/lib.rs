@@ -23,6 +23,7 @@ pub mod inodes;
 pub mod items;
 pub mod live;
 pub mod log_tree;
+pub mod owners;
 pub mod paths;
 pub mod reconcile;
 pub mod record;

@@ -11,6 +11,7 @@ mod text;
 use std::fmt;
 use std::time::Instant;
 
+use parser::uuid::Hyphenated;
 use shadow::violation::Violation;
 use shadow::{CommitReport, Verdict};
 
@@ -25,13 +26,7 @@ pub struct Fsid(pub parser::Uuid);
 
 impl fmt::Display for Fsid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, byte) in self.0.iter().enumerate() {
-            if matches!(index, 4 | 6 | 8 | 10) {
-                f.write_str("-")?;
-            }
-            write!(f, "{byte:02x}")?;
-        }
-        Ok(())
+        Hyphenated(self.0).fmt(f)
     }
 }
 

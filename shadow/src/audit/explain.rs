@@ -12,9 +12,10 @@ use crate::edges::Edge;
 use crate::fold;
 use crate::forest::{BlockProblem, Forest};
 use crate::ghosts::Ghost;
+use crate::owners::Claim;
 use crate::paths;
 use crate::reconcile::{Finding, Touched, compare};
-use crate::record::{RefKey, Site};
+use crate::record::{ExtentRecord, RefKey, Site};
 use crate::violation::Violation;
 
 /// The references to some extents, collected by a second walk.
@@ -109,7 +110,8 @@ pub fn explain(
         let keep = |held: u64, recorded: u64| if held > recorded { scan_whole } else { walk_whole };
         differing.extend(finding.retain(keep));
     }
-    explained.violations = fold::fold(differing, record_violations, ghosts, forest);
+    let disowned = disowned(findings.claims, &explained.residuals, &mut records, forest);
+    explained.violations = fold::fold(differing, record_violations, ghosts, disowned, forest);
     explained.violations.extend(findings.violations);
     for violation in &mut explained.violations {
         violation.path = paths::describe(forest, violation);
@@ -117,9 +119,23 @@ pub fn explain(
     explained
 }
 
+/// Blocks that their owners don't hold. One that is recorded otherwise than it is held is a finding already, and one
+/// whose record can't be read is reported by who reads all of them.
+fn disowned(
+    mut claims: Vec<Claim>,
+    residuals: &Residuals,
+    records: &mut Records<'_>,
+    forest: &Forest<'_>,
+) -> Vec<Violation> {
+    claims.sort_unstable_by_key(|claim| claim.bytenr);
+    claims.retain(|claim| !residuals.contains_key(&claim.bytenr));
+    let refute = |claim: &Claim| claim.refute(&*records.get(claim.bytenr).ok().flatten()?, forest);
+    claims.iter().filter_map(refute).collect()
+}
+
 fn touched(
     bytenr: u64,
-    record: Option<Rc<crate::ExtentRecord>>,
+    record: Option<Rc<ExtentRecord>>,
     holders: &[(RefKey, u64, Site)],
     len: u64,
 ) -> Touched {

@@ -273,6 +273,11 @@ impl Table {
         self.lens.get(row).copied()
     }
 
+    /// Whether `key` is all that is recorded of a row.
+    pub(super) fn records_only(&self, row: usize, key: &RefKey) -> bool {
+        self.recorded.get(row) == Some(&fingerprint(key))
+    }
+
     /// Adds a reference that a tree holds.
     pub fn hold(&self, row: usize, key: &RefKey) {
         if let Some(held) = self.held.get(row) {
@@ -289,9 +294,8 @@ impl Table {
     /// Whether a pointer says the same about a tree block as its record and the pointers before it. The block itself
     /// is compared with the first one only.
     pub fn agrees(&self, row: usize, expect: &Expect) -> bool {
-        let same_generation = self.facts(row).is_none_or(|facts| {
-            !facts.metadata() || facts.generation() == expect.generation & Facts::GENERATION_MASK
-        });
+        let same_generation =
+            self.facts(row).is_none_or(|facts| !facts.metadata() || facts.generation() == expect.generation);
         let (Some(key), Some(known)) = (expect.first_key, self.first_keys.get(row)) else {
             return same_generation;
         };
@@ -345,6 +349,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::forest::OwnerRule;
 
     fn table(bytenrs: &[u64]) -> Table {
         let facts = Facts(0);
@@ -364,6 +369,29 @@ mod tests {
         assert_eq!(table.row(0), None);
         assert_eq!(table.row(u64::MAX), None);
         assert_eq!(Table::default().row(4096), None);
+    }
+
+    #[test]
+    fn pointers_disagree_in_every_bit() {
+        let facts = Facts(Facts::METADATA | 7);
+        let table = Table::new([Scan {
+            rows: vec![Row { bytenr: 4096, recorded: 0, facts, len: 4096 }],
+            ..Scan::default()
+        }]);
+        let expect = |generation, offset| Expect {
+            bytenr: 4096,
+            generation,
+            level: 0,
+            first_key: Some(Key::new(256, 1, offset)),
+            limit: None,
+            owner: OwnerRule::Any,
+            from: (0, 0),
+        };
+        assert!(table.agrees(0, &expect(7, 0)) && table.agrees(0, &expect(7, 0)));
+        assert!(!table.agrees(0, &expect(7, 1)));
+        for bit in 0..64 {
+            assert!(!table.agrees(0, &expect(7 ^ 1 << bit, 0)), "{bit}");
+        }
     }
 
     #[test]

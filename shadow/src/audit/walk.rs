@@ -14,6 +14,7 @@ use crate::delta::references::root_edges;
 use crate::edges::{self, Edge, Form, Target};
 use crate::forest::{BlockProblem, Copies, Expect, Forest, Snapshot};
 use crate::items;
+use crate::owners::Claim;
 use crate::record::{RefKey, Site};
 use crate::space::audit::CsumCheck;
 use crate::violation::Violation;
@@ -49,6 +50,8 @@ pub struct Findings {
     pub problems: Vec<BlockProblem>,
     /// What is to be said of checksum items.
     pub checksums: CsumCheck,
+    /// Owners of blocks that are not the only ones to hold them.
+    pub claims: Vec<Claim>,
 }
 
 impl<'a> Walk<'a> {
@@ -80,7 +83,8 @@ impl<'a> Walk<'a> {
         if let Visitor::Sum(table) = self.visitor {
             self.checksums.visit(&view, table, &self.forest.snapshot.geometry);
         }
-        let facts = self.table.row(expect.bytenr).and_then(|row| self.table.facts(row));
+        let row = self.table.row(expect.bytenr);
+        let facts = row.and_then(|row| self.table.facts(row));
         let form = Form {
             full: facts.is_some_and(super::table::Facts::full_backref),
             first_slot: self.masks.get(&expect.bytenr).copied().unwrap_or(0),
@@ -93,7 +97,7 @@ impl<'a> Walk<'a> {
         let mut found = bad_copies;
         self.check_items(&view, &mut found);
         if let Some(facts) = facts {
-            if facts.metadata() && facts.generation() != header.generation() & ((1 << 56) - 1) {
+            if facts.metadata() && facts.generation() != header.generation() {
                 let (have, want) = (facts.generation(), header.generation());
                 let message =
                     format!("invalid generation for extent {}, have {have} expect {want}", expect.bytenr);
@@ -110,6 +114,13 @@ impl<'a> Walk<'a> {
         }
         if !found.is_empty() {
             self.lock().violations.extend(found);
+        }
+        if let (Some(row), Some(claim)) = (row, Claim::of(&view)) {
+            let key = RefKey::tree(claim.owner, claim.level);
+            let is_open = facts.is_some_and(|facts| facts.metadata() && !facts.full_backref());
+            if is_open && !self.table.records_only(row, &key) {
+                self.lock().claims.push(claim);
+            }
         }
     }
 

@@ -28,6 +28,7 @@ use crate::delta::pairs::{self, Common, Pairs};
 use crate::edges::{self, Edge, Form, Target};
 use crate::forest::{BlockProblem, Copies, Expect, Forest, RootId};
 use crate::items;
+use crate::owners::Claim;
 use crate::record::{ExtentRecord, RefKey, Site};
 use crate::source::TreeBlock;
 use crate::space::LostChunk;
@@ -70,6 +71,8 @@ pub struct ReferenceDelta {
     pub changes: BTreeMap<ExtentId, Vec<(RefKey, NetChange)>>,
     /// What was found on the way.
     pub violations: Vec<Violation>,
+    /// Blocks of this transaction that the owners named in their headers don't hold.
+    pub disowned: Vec<Violation>,
     /// What could not be read; where there is anything, `changes` is not all.
     pub problems: Vec<BlockProblem>,
     /// How the blocks of this transaction are reached that became reachable.
@@ -95,7 +98,7 @@ impl ReplacedRanges {
         let (old, new) = (&old.snapshot.chunks, &new.snapshot.chunks);
         let gone = |chunk: &&parser::Chunk| {
             // A chunk that was made again lies elsewhere: what it took is not given out before the commit.
-            new.chunk_at(chunk.logical).is_none_or(|now| now.stripes != chunk.stripes)
+            new.chunk_at(chunk.logical).is_none_or(|now| !now.is_where(chunk))
                 && !lost.iter().any(|lost| lost.chunk.logical == chunk.logical)
         };
         ReplacedRanges(old.chunks().iter().filter(gone).map(|chunk| (chunk.logical, chunk.end())).collect())
@@ -383,7 +386,7 @@ impl<'a, 'r> Walk<'a, 'r> {
         }
         let Some(view) = block.view() else { return };
         let record = self.new_record(expect.bytenr);
-        self.check_born_record(&view.header(), record.as_deref());
+        self.check_born_record(&view, record.as_deref());
         let form = self.new_form(expect.bytenr, record.as_deref());
         let original = self.pairs.original_of(expect.bytenr);
         let before = original.and_then(|original| Some((original, self.block_before(&original.expect)?)));
@@ -477,8 +480,11 @@ impl<'a, 'r> Walk<'a, 'r> {
         }
     }
 
-    fn check_born_record(&mut self, header: &parser::Header<'_>, record: Option<&ExtentRecord>) {
+    fn check_born_record(&mut self, view: &Block<'_>, record: Option<&ExtentRecord>) {
         let Some(record) = record else { return };
+        let header = view.header();
+        let claim = Claim::of(view);
+        self.result.disowned.extend(claim.and_then(|claim| claim.refute(record, &self.inputs.new)));
         if record.metadata() && record.generation != header.generation() {
             let message = format!(
                 "invalid generation for extent {}, have {} expect {}",

@@ -25,7 +25,11 @@ fn check(context: &Context<'_>, item: &Item<'_>) -> Result<(), Fault> {
     ensure_same_inode(context, item)?;
     let extent = FileExtent::parse(item.data).map_err(malformed)?;
     let encoding = Encoding::parse(item.data).map_err(malformed)?;
-    let Encoding { compression, encryption, .. } = encoding;
+    let Encoding { generation, compression, encryption, .. } = encoding;
+    let last = context.last_generation();
+    ensure(generation <= last, code, || {
+        format!("invalid generation for file extent, have {generation} expect [0, {last}]")
+    })?;
     ensure(compression <= LAST_COMPRESSION, code, || {
         format!(
             "invalid compression for file extent, have {compression} expect range [0, {LAST_COMPRESSION}]"
@@ -67,6 +71,13 @@ fn on_disk(
              num_bytes {num_bytes} for file extent, should be aligned to {}",
             encoding.ram_bytes,
             context.sectorsize()
+        )
+    })?;
+    let is_within = offset.checked_add(num_bytes).is_some_and(|end| end <= encoding.ram_bytes);
+    ensure(is_within || disk_bytenr == 0, code, || {
+        format!(
+            "offset {offset} and num_bytes {num_bytes} of a file extent reach past its ram_bytes {}",
+            encoding.ram_bytes
         )
     })?;
     ensure(item.key.offset.checked_add(num_bytes).is_some(), code, || {

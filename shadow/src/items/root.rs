@@ -2,6 +2,7 @@
 
 use parser::block::MAX_LEVEL;
 use parser::key::item::ROOT_ITEM;
+use parser::superblock::incompat;
 use parser::{RootItem, ids};
 
 use super::{Context, Fault, Homes, Item, Rule, ensure};
@@ -9,6 +10,19 @@ use crate::codes::Code::{RootGenerationV2, TreeRootItem};
 
 /// `BTRFS_ROOT_SUBVOL_RDONLY` and `BTRFS_ROOT_SUBVOL_DEAD`.
 const KNOWN_FLAGS: u64 = 1 | 1 << 48;
+
+/// Trees of which there is one.
+const ONE_OF_A_KIND: [u64; 9] = [
+    ids::EXTENT_TREE,
+    ids::DEV_TREE,
+    ids::CSUM_TREE,
+    ids::QUOTA_TREE,
+    ids::UUID_TREE,
+    ids::FREE_SPACE_TREE,
+    ids::BLOCK_GROUP_TREE,
+    ids::RAID_STRIPE_TREE,
+    ids::DATA_RELOC_TREE,
+];
 
 pub(super) const RULES: &[Rule] = &[Rule::new(ROOT_ITEM, Homes::ROOT.or(Homes::LOG), check)];
 
@@ -20,6 +34,17 @@ fn check(context: &Context<'_>, item: &Item<'_>) -> Result<(), Fault> {
     ensure(key.objectid != 0, code, || "invalid root id 0".to_owned())?;
     ensure(key.objectid != ids::TREE_RELOC || key.offset != 0, code, || {
         "invalid ROOT_ITEM key for reloc tree, offset 0".to_owned()
+    })?;
+    // It is looked for at 0; with many extent trees the offset counts them.
+    let is_at_0 =
+        ONE_OF_A_KIND.contains(&key.objectid) && !context.geometry.has_incompat(incompat::EXTENT_TREE_V2);
+    ensure(key.offset == 0 || !is_at_0, code, || {
+        format!("invalid root item offset, have {} expect 0", key.offset)
+    })?;
+    // None where mkfs is about to make the directory.
+    let dirid = root.root_dirid;
+    ensure(!ids::is_fs_tree(key.objectid) || [0, ids::FIRST_FREE].contains(&dirid), code, || {
+        format!("invalid root dirid, have {dirid} expect {}", ids::FIRST_FREE)
     })?;
     let last = context.last_generation();
     let generations = [

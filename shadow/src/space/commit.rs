@@ -11,7 +11,7 @@ use crate::space::explained::Explained;
 use crate::space::group::{GroupChange, changed_chunks, changes_in_own_tree, has_own_tree};
 use crate::space::lost::{self, LostChunk};
 use crate::space::ranges::{Range, union};
-use crate::space::{checksums, devices, extents, free_space, groups};
+use crate::space::{checksums, device_ids, devices, extents, free_space, groups};
 use crate::violation::Violation;
 
 /// What a rule has found, or what kept it from looking.
@@ -57,6 +57,7 @@ const RULES: &[Rule] = &[
     rule("device extents", &[Code::TreeDevExtent, Code::TreeChunkItem], devices::extents).by_chunks(),
     rule("devices' bytes_used", &[Code::TreeDevExtent, Code::TreeDevItem], devices::bytes_used).by_chunks(),
     rule("system chunk array", &[Code::TreeChunkItem], devices::system_chunks),
+    rule("devices' UUIDs", &[Code::TreeDevItem, Code::TreeChunkItem], device_ids::changed),
     rule("total_bytes", &[Code::TreeDevItem], devices::total_bytes),
     rule("checksum tree", &[Code::TreeCsumItem], checksums::changed),
 ];

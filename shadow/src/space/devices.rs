@@ -9,6 +9,7 @@ use parser::{BlockFlags, Chunk, ChunkMap, Key, SuperBlock, ids};
 use crate::codes::Code;
 use crate::forest::{BlockProblem, Expect, Forest};
 use crate::space::commit::{Commit, Outcome};
+use crate::space::device_ids;
 use crate::tree::{Change, Cursor, ItemRef, Searcher, diff};
 use crate::violation::Violation;
 
@@ -241,7 +242,10 @@ struct Sums {
 }
 
 /// Hands the device items that differ to `visit`.
-fn device_changes(commit: &Commit<'_, '_>, mut visit: impl FnMut(&Change)) -> Result<(), BlockProblem> {
+pub(super) fn device_changes(
+    commit: &Commit<'_, '_>,
+    mut visit: impl FnMut(&Change),
+) -> Result<(), BlockProblem> {
     let side = |forest: Forest<'_>| forest.snapshot.super_view().map(|view| Expect::chunk_tree(&view));
     let (old, new) = ((commit.old, side(commit.old)), (commit.new, side(commit.new)));
     let mut problems = diff(old, new, |change| {
@@ -404,6 +408,7 @@ pub fn whole(forest: Forest<'_>) -> Result<Vec<Violation>, Vec<BlockProblem>> {
         }
     }
     if let Some(view) = forest.snapshot.super_view() {
+        found.extend(device_ids::whole(chunks.chunks(), &devices, Some(&view)));
         found.extend(wrong_array(&array(&view), chunks));
         found.extend(wrong_total(view.total_bytes(), &devices));
         found.extend(wrong_number(view.num_devices(), devices.len() as u64));

@@ -58,6 +58,30 @@ struct Count {
     runs: i64,
     /// The info item came, went or says something else than a number anew.
     info: bool,
+    /// What came.
+    forms: Forms,
+}
+
+/// In which forms the free space of a block group is stored: all of it in one, which the info item names.
+#[derive(Debug, Clone, Copy, Default)]
+struct Forms {
+    extents: bool,
+    bitmaps: bool,
+}
+
+impl Forms {
+    fn add(&mut self, key: &Key) {
+        self.extents |= key.item_type == item::FREE_SPACE_EXTENT;
+        self.bitmaps |= key.item_type == item::FREE_SPACE_BITMAP;
+    }
+
+    /// The form that `info` does not name, where there is such an item.
+    fn unlike(self, info: &FreeSpaceInfo) -> Option<&'static str> {
+        match info.uses_bitmaps {
+            true => self.extents.then_some("extents"),
+            false => self.bitmaps.then_some("bitmaps"),
+        }
+    }
 }
 
 /// What changed in the free space tree.
@@ -100,6 +124,9 @@ impl Delta {
         for (found, forest, sign) in sides {
             let (Some(found), Some((start, _))) = (found, chunk_of(forest, key.objectid)) else { continue };
             let count = self.counts.entry(start).or_default();
+            if sign > 0 {
+                count.forms.add(&key);
+            }
             if key.item_type == item::FREE_SPACE_INFO {
                 count.told += sign * parse_info(found).map_or(0, |info| i64::from(info.extent_count));
             }
@@ -179,10 +206,11 @@ pub(crate) fn changed(commit: &mut Commit<'_, '_>) -> Outcome {
     }
     for (start, count) in counts {
         let known = found.iter().any(|known| known.bytenr == start);
-        let suspicious = count.info || count.told != count.runs;
         let chunk = commit.new.snapshot.chunks.chunk_at(start).filter(|chunk| chunk.logical == start);
-        if let (true, false, Some(chunk)) = (suspicious, known, chunk) {
-            found.extend(wrong_count(commit.new, chunk_range(chunk))?);
+        let Some(group) = chunk.filter(|_| !known).map(chunk_range) else { continue };
+        let is_unlike = |info: FreeSpaceInfo| count.forms.unlike(&info).is_some();
+        if count.info || count.told != count.runs || info(commit.new, group)?.is_some_and(is_unlike) {
+            found.extend(wrong_count(commit.new, group)?);
         }
     }
     for chunk in made {
@@ -284,19 +312,36 @@ fn info(forest: Forest<'_>, (start, end): Range) -> Result<Option<FreeSpaceInfo>
     Ok(found.and_then(|found| FreeSpaceInfo::parse(found.data()).ok()))
 }
 
-/// Counts the runs of a block group, and compares their number with that in its info item.
+/// Counts the runs of a block group, and compares their number and their form with its info item.
 fn wrong_count(forest: Forest<'_>, group: Range) -> Result<Option<Violation>, BlockProblem> {
     let free = free_runs(forest, group, group)?;
-    Ok(unlike_info(group, info(forest, group)?, free.len()))
+    let mut forms = Forms::default();
+    let mut items = Searcher::new(forest, forest.snapshot.tree(ids::FREE_SPACE_TREE));
+    let last = group.1.saturating_sub(1);
+    items.range(Key::new(group.0, 0, 0), Key::new(last, u8::MAX, u64::MAX), |item| forms.add(&item.key))?;
+    Ok(unlike_info(group, info(forest, group)?, free.len(), forms))
 }
 
-/// A block group without info item, or one that tells another number than there are `runs`.
-fn unlike_info((start, end): Range, info: Option<FreeSpaceInfo>, runs: usize) -> Option<Violation> {
+/// A block group without info item, or one that tells another number than there are `runs`, or another form.
+fn unlike_info(
+    (start, end): Range,
+    info: Option<FreeSpaceInfo>,
+    runs: usize,
+    forms: Forms,
+) -> Option<Violation> {
     let len = end - start;
     let Some(info) = info else {
         let message = format!("missing free space info for block group [{start} {len}]");
         return Some(Violation::new(Code::SpaceFreeSpaceTree, start, len, message));
     };
+    if let Some(form) = forms.unlike(&info) {
+        let named = if info.uses_bitmaps { "bitmaps" } else { "extents" };
+        let message = format!(
+            "block group [{start} {len}]: free space info says that free space is stored as {named}, and there are \
+             {form}"
+        );
+        return Some(Violation::new(Code::SpaceFreeSpaceTree, start, len, message).with_worth(named, form));
+    }
     let (told, runs) = (u64::from(info.extent_count), runs as u64);
     (told != runs).then(|| {
         let message = format!(
@@ -332,6 +377,7 @@ impl<'a> Sweep<'a> {
     ) -> Option<Violation> {
         let bounds = group.range();
         let mut free: Vec<Range> = Vec::new();
+        let mut forms = Forms::default();
         let mut info = None;
         while let Some(found) = self.pending.take_if(|item| item.key.objectid < bounds.1) {
             self.pending = self.cursor.next_item();
@@ -341,6 +387,7 @@ impl<'a> Sweep<'a> {
             if found.key.item_type == item::FREE_SPACE_INFO && found.key.offset == group.len {
                 info = FreeSpaceInfo::parse(found.data()).ok();
             }
+            forms.add(&found.key);
             runs(&found.key, found.data(), self.sectorsize, |run| match free.last_mut() {
                 Some(last) if last.1 == run.0 => last.1 = run.1,
                 _ => free.push(run),
@@ -353,7 +400,7 @@ impl<'a> Sweep<'a> {
         toggles.extend(extents);
         let mut wrong = toggles.finish();
         wrong.retain(|range| !is_explained(*range));
-        let Some(first) = wrong.first() else { return unlike_info(bounds, info, count) };
+        let Some(first) = wrong.first() else { return unlike_info(bounds, info, count, forms) };
         let is_free = free.iter().any(|run| clip(*run, *first).is_some());
         Some(difference(bounds, &wrong, is_free))
     }

@@ -5,13 +5,14 @@
 //! file system. Knows nothing of references: what the rules about them have found is passed in, so that one bug is one
 //! report ([`explained`]).
 //!
-//! Not compared on purpose: the super block's copy of its device item, which may lag, and its backup roots, which the
+//! Not compared on purpose: the super block's copy of its device item but for its UUIDs, which may lag, and its backup roots, which the
 //! kernel takes from the running transaction's trees.
 
 pub mod audit;
 pub mod checksums;
 pub mod commit;
 pub mod data;
+pub mod device_ids;
 pub mod devices;
 pub mod explained;
 pub mod extents;

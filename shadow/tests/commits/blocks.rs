@@ -84,6 +84,11 @@ fn the_block_is_of_another_place() {
 }
 
 #[test]
+fn the_owner_does_not_hold_the_block() {
+    check(block(|spec| spec.owner = 7000), Code::TreeOwner);
+}
+
+#[test]
 fn the_level_is_not_what_the_parent_says() {
     check(resealed(|bytes| bytes[100] = if bytes[100] == 0 { 1 } else { bytes[100] - 1 }), Code::TreeLevel);
 }

@@ -110,7 +110,7 @@ fn a_file_extent_is_lost() {
 fn a_block_names_another_owner() {
     let (mut rig, path) = prepare();
     let fault = Fault::block(path[1], |spec| spec.owner = 7000);
-    rig.fault(&fault, Code::RefWrongRoot, path[1]);
+    rig.fault(&fault, Code::TreeOwner, path[1]);
     go_on(&mut rig);
 }
 

@@ -1,5 +1,6 @@
 //! Faults in headers, in the order of keys and in the layout of items.
 
+use parser::Header;
 use parser::block::HEADER_SIZE;
 use parser::key::item;
 use parser::{ids, layout};
@@ -57,6 +58,12 @@ pub fn kinds() -> Vec<Kind> {
     kinds.push(
         Kind::new("file-header-owner-other-subvolume", Place::FileNode, Edit::Raw(other_subvolume), owner)
             .in_new_blocks(),
+    );
+    let owner: &[&str] = &["tree/owner"];
+    kinds.push(
+        Kind::new("file-leaf-owner-other-subvolume", Place::FileLeaf, Edit::Raw(other_subvolume), owner)
+            .in_new_blocks()
+            .beyond_the_model(),
     );
     let item = |name, place, edit, expected| Kind::new(name, place, Edit::Disorder(edit), expected);
     kinds.extend([
@@ -128,6 +135,8 @@ fn bad_checksum(bytes: &mut [u8], rng: &mut Rng) -> Option<String> {
 
 /// A subvolume id that no tree has.
 fn other_subvolume(bytes: &mut [u8], _: &mut Rng) -> Option<String> {
+    // It means nothing where the block's references are recorded by its address.
+    (!Header::parse(bytes).ok()?.is_reloc()).then_some(())?;
     header(bytes, |header| header.owner = (header.owner.get() + 100_000).into())
 }
 

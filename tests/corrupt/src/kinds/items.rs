@@ -32,6 +32,8 @@ pub fn kinds() -> Vec<Kind> {
         ("file-extent-encrypted", Place::FileLeaf, encryption, &["tree/file-extent"]),
         ("file-extent-length-unaligned", Place::FileLeaf, length_unaligned, &["tree/file-extent"]),
         ("file-extent-overlaps-the-next", Place::FileLeaf, overlaps, &["tree/file-extent"]),
+        ("file-extent-from-the-future", Place::FileLeaf, extent_future, &["tree/file-extent"]),
+        ("file-extent-past-its-end", Place::FileLeaf, past_its_end, &["tree/file-extent"]),
         ("inline-extent-size", Place::FileLeaf, inline_size, &["tree/file-extent"]),
         ("csum-item-unaligned", Place::CSUM_LEAF, csum_unaligned, &["tree/csum-item"]),
         ("csum-item-half-a-sum", Place::CSUM_LEAF, csum_half, &["tree/csum-item"]),
@@ -42,6 +44,8 @@ pub fn kinds() -> Vec<Kind> {
             &["space/csum-overlap", "space/csum-without-extent"],
         ),
         ("root-item-cursor-without-level", Place::RootLeaf, cursor_without_level, &["tree/root-item"]),
+        ("root-item-offset", Place::RootLeaf, root_offset, &["tree/root-item"]),
+        ("root-item-directory", Place::RootLeaf, root_directory, &["tree/root-item"]),
         ("root-item-flags-unknown", Place::RootLeaf, root_flags, &["tree/root-item"]),
         ("root-item-snapshot-in-the-future", Place::RootLeaf, root_future, &["tree/root-item"]),
         ("root-ref-name-length", Place::RootLeaf, root_ref_name, &["tree/root-ref"]),
@@ -204,6 +208,17 @@ fn overlaps(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     extent(leaf, slot, |extent| extent.num_bytes = beyond.into())
 }
 
+fn extent_future(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    extent(leaf, slot, |extent| extent.head.generation = FUTURE.into())
+}
+
+/// A part of an extent that is longer than the whole.
+fn past_its_end(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let range = FileExtent::parse(&leaf.items.get(slot)?.data).ok()?.extent()?;
+    let less = (range.offset + range.num_bytes).checked_sub(4096)?;
+    extent(leaf, slot, |extent| extent.head.ram_bytes = less.into())
+}
+
 fn inline_size(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     let data = &leaf.items.get(slot)?.data;
     let plain = Encoding::parse(data).ok().filter(|encoding| encoding.compression == 0)?;
@@ -259,6 +274,18 @@ fn root_flags(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
 
 fn root_future(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     root(leaf, slot, |root| root.last_snapshot = FUTURE.into())
+}
+
+fn root_directory(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    root(leaf, slot, |root| root.root_dirid = 257.into())
+}
+
+/// A tree of which there is one, where nobody looks for it.
+fn root_offset(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let item = leaf.items.get_mut(slot).filter(|item| item.key.item_type == item::ROOT_ITEM)?;
+    [ids::CSUM_TREE, ids::UUID_TREE, ids::FREE_SPACE_TREE].contains(&item.key.objectid).then_some(())?;
+    item.key.offset = 4096;
+    Some(format!("{}: it was 0", item.key))
 }
 
 fn root_ref_name(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {

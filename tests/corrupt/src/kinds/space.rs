@@ -14,6 +14,7 @@ const FREE_SPACE: &[&str] = &["space/free-space-tree"];
 const COUNT: &[&str] = &["space/free-space-count"];
 const GROUP_CHUNK: &[&str] = &["space/block-group-chunk"];
 const DEV_EXTENT: &[&str] = &["space/dev-extent"];
+const DEVICE_UUID: &[&str] = &["space/device-uuid"];
 
 /// Every fault of this kind.
 pub fn kinds() -> Vec<Kind> {
@@ -52,6 +53,7 @@ pub fn kinds() -> Vec<Kind> {
         free("free-space-count-plus-1", |leaf, slot, _| count(leaf, slot, 1), COUNT),
         free("free-space-count-minus-1", |leaf, slot, _| count(leaf, slot, -1), COUNT),
         free("free-space-info-lost", info_lost, FREE_SPACE),
+        free("free-space-info-of-another-form", other_form, FREE_SPACE).beyond_the_model(),
         device("dev-extent-lost", dev_extent_lost, DEV_EXTENT),
         device(
             "dev-extent-of-another-chunk",
@@ -77,6 +79,17 @@ pub fn kinds() -> Vec<Kind> {
         device("dev-extent-over-the-next", over_the_next, &["space/dev-extent-overlap"]),
         // In one that holds no block yet, nothing is read.
         chunk("metadata-chunk-past-the-device", past_the_device, &["tree/unreadable", "space/dev-extent"]),
+        chunk("chunk-stripe-of-another-device", stripe_uuid, DEVICE_UUID),
+        chunk(
+            "dev-item-with-another-uuid",
+            |leaf, slot, _| device_item(leaf, slot, |item| item.uuid[3] ^= 0x40),
+            DEVICE_UUID,
+        ),
+        chunk(
+            "dev-item-of-another-file-system",
+            |leaf, slot, _| device_item(leaf, slot, |item| item.fsid[15] ^= 1),
+            DEVICE_UUID,
+        ),
         csum("csum-flipped", csum_flipped),
         csum("csum-item-lost", csum_lost),
         chunk(
@@ -208,6 +221,15 @@ fn info_lost(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
     Some(format!("{key}: lost"))
 }
 
+/// Bitmaps for extents, or the other way round. A block group without free space has neither.
+fn other_form(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let next = leaf.items.get(slot + 1)?.key;
+    let item = free_item(leaf, slot, item::FREE_SPACE_INFO)?;
+    (next.item_type != item::FREE_SPACE_INFO).then_some(())?;
+    edit::change::<layout::FreeSpaceInfo>(&mut item.data, |info| info.flags = (info.flags.get() ^ 1).into())?;
+    Some(format!("{}: extents for bitmaps, or bitmaps for extents", item.key))
+}
+
 fn dev_extent(leaf: &mut Leaf, slot: usize, edit: impl FnOnce(&mut layout::DevExtent)) -> Option<String> {
     let item = item_of(leaf, slot, item::DEV_EXTENT)?;
     let mut after = None;
@@ -275,6 +297,13 @@ fn past_the_device(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> 
         edit::change::<layout::Stripe>(stripe, |stripe| stripe.offset = (1 << 50).into())?;
     }
     Some(format!("chunk {}: its stripes lie past the end of the device", item.key.offset))
+}
+
+fn stripe_uuid(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
+    let item = item_of(leaf, slot, item::CHUNK_ITEM)?;
+    let stripe = item.data.get_mut(size_of::<layout::Chunk>()..)?.get_mut(..size_of::<layout::Stripe>())?;
+    edit::change::<layout::Stripe>(stripe, |stripe| stripe.dev_uuid[0] ^= 1)?;
+    Some(format!("chunk {}: the first stripe names a device by another UUID", item.key.offset))
 }
 
 fn csum_flipped(leaf: &mut Leaf, slot: usize, _: &mut Rng) -> Option<String> {
