@@ -34,7 +34,7 @@ fn program() -> &'static Path {
 
 /// A few commits of this machine's kernel.
 fn history() -> History {
-    replay::record_singly(&Plan {
+    replay::record_without_holes(&Plan {
         spec: Spec::new("sandbox", "").mounted("commit=300,nodiscard"),
         prepare: "for i in $(seq 50); do head -c $((i * 1000)) /dev/urandom > f$i; done".to_owned(),
         scripts: [("files", "for i in $(seq 50); do cp f$i g$i; done"), ("fewer", "rm f*3; echo x > f1")]

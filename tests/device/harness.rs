@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use crate::counting::Counting;
 
 /// Longer than anything here takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub const SIZE: u64 = 16 << 20;
 

@@ -29,7 +29,7 @@ impl Peer {
         let child =
             command.spawn().expect("qemu-storage-daemon; vm-scripts/test installs what the tests need");
         let mut peer = Peer(child);
-        let deadline = Instant::now() + 2 * PATIENCE;
+        let deadline = Instant::now() + PATIENCE;
         while !socket.exists() {
             assert!(peer.0.try_wait().unwrap().is_none(), "qemu-storage-daemon ended at once");
             assert!(Instant::now() < deadline, "qemu-storage-daemon opened no socket");

@@ -19,4 +19,4 @@ pub mod writes;
 
 pub use backend::{Backend, Op, Outcome, Writes, carry_out, check};
 pub use history::{Change, History, Step};
-pub use recorder::{Plan, record, record_on, record_singly};
+pub use recorder::{Plan, record, record_on, record_singly, record_without_holes};

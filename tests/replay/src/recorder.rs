@@ -58,19 +58,34 @@ pub fn record(plan: &Plan) -> History {
     record_on(&image, plan)
 }
 
-/// The same, again and again until each script was one commit: now and then the kernel makes two of one.
+/// The same, again and again until each script was one commit: now and then the kernel makes two of one, if only because
+/// somebody else on this machine syncs all file systems.
 ///
 /// # Panics
 /// As [`record`], and when the kernel never makes one commit of each.
 #[must_use]
 pub fn record_singly(plan: &Plan) -> History {
-    let is_single = |history: &History| {
-        plan.scripts.iter().all(|(name, _)| {
-            let mut own = history.steps.iter().filter(|step| step.doing == *name);
-            own.next().is_some_and(Step::is_single) && own.next().is_none()
-        })
-    };
-    let recorded = (0..RECORDINGS).map(|_| record(plan)).find(is_single);
+    record_until(plan, |history| is_each_single(plan, history))
+}
+
+/// The same, until what mount and unmount commit, if anything, is one commit too: nothing is missing between two steps.
+///
+/// # Panics
+/// As [`record_singly`].
+#[must_use]
+pub fn record_without_holes(plan: &Plan) -> History {
+    record_until(plan, |history| is_each_single(plan, history) && history.steps.iter().all(Step::is_single))
+}
+
+fn is_each_single(plan: &Plan, history: &History) -> bool {
+    plan.scripts.iter().all(|(name, _)| {
+        let mut own = history.steps.iter().filter(|step| step.doing == *name);
+        own.next().is_some_and(Step::is_single) && own.next().is_none()
+    })
+}
+
+fn record_until(plan: &Plan, is_wanted: impl Fn(&History) -> bool) -> History {
+    let recorded = (0..RECORDINGS).map(|_| record(plan)).find(is_wanted);
     recorded.unwrap_or_else(|| panic!("{}: more than one commit of a script, each time", plan.spec.name))
 }
 

@@ -15,7 +15,7 @@ use crate::rng::Rng;
 use crate::trial::Trial;
 
 /// Longer than a verdict takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Faults of writes to places that the last good commit needs: what the guest must not do in the first place.
 const OVERWRITES: [&str; 2] = ["write-misdirected", "write-also-elsewhere"];
