@@ -18,6 +18,10 @@ use testkit::{Spec, workload};
 #[path = "../../tests/fuzz/src/views.rs"]
 mod views;
 
+#[path = "../../tests/common/cases.rs"]
+mod cases;
+
+use cases::cases;
 use views::{use_block, use_item, use_super_block};
 
 /// A leaf of 1000 bytes with these items, their data from the end of the block on.
@@ -105,8 +109,7 @@ fn mutated(original: &[u8], mutations: &[(usize, u8)]) -> Vec<u8> {
 }
 
 proptest! {
-    // What fails goes into a unit test beside the code, not into a file of seeds.
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+    #![proptest_config(cases(2000))]
 
     #[test]
     fn arbitrary_bytes_as_a_block(bytes in proptest::collection::vec(any::<u8>(), 0..1500)) {

@@ -153,7 +153,7 @@ fn play(history: &[Vec<Step>]) -> Result<(Rig, u64), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(60))]
 
     #[test]
     fn every_commit_of_a_random_history_is_clean(history in history()) {

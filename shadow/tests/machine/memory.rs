@@ -5,6 +5,8 @@ use shadow::record::Site;
 use shadow::refverify::{Action, ActionKind};
 use shadow::{BlockEntry, RefKey, Shadow};
 
+use crate::support::cases;
+
 use super::{BYTENR, LEN, action, record};
 
 const DATA: RefKey = RefKey { metadata: false, root: 5, parent: 0, owner: 257, offset: 0 };
@@ -111,7 +113,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(256))]
 
     /// The sum that is kept up to date is the sum of what is there, plus the same overhead for each entry.
     #[test]

@@ -6,6 +6,8 @@ use proptest::prelude::*;
 use shadow::refverify::{Action, ActionKind};
 use shadow::{Code, RefKey, Shadow};
 
+use crate::support::cases;
+
 use super::{LEN, action};
 
 /// Counts by reference, for each extent; and whether it is a tree block.
@@ -72,7 +74,7 @@ fn actions() -> impl Strategy<Value = Vec<(u64, ActionKind, RefKey, u64)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(256))]
 
     /// They agree on every acceptance, every refusal and its code, and on all counts.
     #[test]

@@ -2,12 +2,16 @@
 //! its own, and the same model over the bytes that were written.
 
 pub mod bytes;
+#[path = "../../../tests/common/cases.rs"]
+mod cases;
 pub mod image;
 pub mod layout;
 pub mod model;
 pub mod oracle;
 pub mod rig;
 pub mod world;
+
+pub use cases::cases;
 
 pub use bytes::{BlockSpec, Config, Content, Items, Ptr, RootSpec};
 pub use model::{Extent, Holder};

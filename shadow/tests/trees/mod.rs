@@ -124,7 +124,7 @@ fn compared(grove: &Grove, old: Option<&Tree>, new: Option<&Tree>) -> Changes {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(256))]
 
     /// Shared subtrees, other fan-outs, other heights, empty trees, no tree at all: the same differences, in order,
     /// and nothing that both trees have is read.
