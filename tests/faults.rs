@@ -49,7 +49,7 @@ const FOLDED: &[(&str, usize)] = &[
 const FOLDED_BY_CHECK: &[&str] =
     &["block-group-removed", "data-chunk-shorter", "leaf-in-the-name-of-no-root"];
 
-/// Kinds of which the commit must be blamed by the first code; the others are for `check`, to which the commit is past.
+/// Kinds of which the commit must be blamed by the first code; by the others `check` may name what it can't tell any more.
 const BY_FIRST: &[&str] = &["extent-over-the-edge-of-a-removed-group"];
 
 #[test]

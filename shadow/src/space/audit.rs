@@ -14,10 +14,10 @@ use crate::space::checksums::{covered, neighbourhood, overlap, without_extent};
 use crate::space::commit::is_told;
 use crate::space::devices;
 use crate::space::explained::Explained;
-use crate::space::extents::{self, Place};
 use crate::space::free_space::{Sweep, is_valid};
-use crate::space::group::{Group, all_in_own_tree, chunk_range, has_own_tree};
+use crate::space::group::{Group, all_in_own_tree, has_own_tree};
 use crate::space::groups::{unlike_chunk, wrong_bytes_used, wrong_used};
+use crate::space::places::{Homeless, Places};
 use crate::space::ranges::Range;
 use crate::violation::Violation;
 
@@ -44,11 +44,12 @@ pub fn audit(forest: Forest<'_>, table: &Table, groups: Vec<Group>, reported: &[
     };
     let nodesize = forest.nodesize();
     let explained = Explained::new(reported, nodesize);
-    let mut places = Places::new(&forest.snapshot.chunks, &explained);
-    places.look_at(table, &groups);
+    let mut places = Places::new(&forest.snapshot.chunks, &groups, &explained);
+    places.look_at(table);
     let Places { mut found, homeless, .. } = places;
     found.retain(|violation| !is_told(&explained, violation));
-    found.extend(homeless.iter().map(Homeless::violation));
+    let untold: Vec<_> = homeless.iter().filter(|extents| !extents.is_told(&found)).collect();
+    found.extend(untold.into_iter().map(Homeless::violation));
     let explained = Explained::new(reported.iter().chain(&found), nodesize);
     found.extend(against_chunks(&forest.snapshot.chunks, &groups));
     found.extend(sums(&forest, table, &groups, (&explained, &homeless)));
@@ -70,102 +71,6 @@ pub fn audit(forest: Forest<'_>, table: &Table, groups: Vec<Group>, reported: &[
         Err(problems) => audited.problems.extend(problems),
     }
     audited
-}
-
-/// Extents, one behind the other, that lie where no chunk is: their block group is gone.
-#[derive(Debug, Clone, Copy)]
-struct Homeless {
-    /// The first, which is in none.
-    first: Place,
-    /// Where the last begins.
-    last: u64,
-    /// How many there are.
-    count: u64,
-    /// Bytes of all of them.
-    bytes: u64,
-}
-
-impl Homeless {
-    /// One report for all of them: it is one block group that they have lost.
-    fn violation(&self) -> Violation {
-        let Homeless { first: Place { bytenr, len, .. }, last, count, bytes } = *self;
-        let message = match count {
-            1 => format!("extent [{bytenr} {len}] lies in no block group"),
-            _ => format!(
-                "extent [{bytenr} {len}] lies in no block group, nor do {} more up to the one at {last}, {bytes} bytes in all",
-                count - 1
-            ),
-        };
-        Violation::new(Code::SpaceExtentOutsideBlockGroup, bytenr, len, message).with_worth(0u64, count)
-    }
-
-    fn begins_in(&self, (start, end): Range) -> bool {
-        (start..end).contains(&self.first.bytenr)
-    }
-}
-
-/// Every extent in its block group.
-struct Places<'a> {
-    chunks: &'a ChunkMap,
-    /// What is reported of extents already.
-    explained: &'a Explained,
-    found: Vec<Violation>,
-    homeless: Vec<Homeless>,
-    /// Between which chunks the last of them lies.
-    gap: usize,
-}
-
-impl<'a> Places<'a> {
-    fn new(chunks: &'a ChunkMap, explained: &'a Explained) -> Self {
-        Places { chunks, explained, found: Vec::new(), homeless: Vec::new(), gap: 0 }
-    }
-
-    fn look_at(&mut self, table: &Table, groups: &[Group]) {
-        let mut previous: Option<(u64, u64)> = None;
-        let mut groups = groups.iter().peekable();
-        let mut chunk = None;
-        for extent in table.extents() {
-            let Place { bytenr, len, .. } = extent;
-            self.found.extend(
-                previous
-                    .replace((bytenr, len))
-                    .filter(|(start, len)| start.saturating_add(*len) > bytenr)
-                    .map(|before| extents::overlap(before, bytenr)),
-            );
-            while groups.next_if(|group| group.range().1 <= bytenr).is_some() {}
-            let group = groups.peek().filter(|group| group.start <= bytenr);
-            chunk = chunk
-                .filter(|chunk: &&parser::Chunk| (chunk.logical..chunk.end()).contains(&bytenr))
-                .or_else(|| self.chunks.chunk_at(bytenr));
-            match (group, chunk) {
-                // Where the two are unlike each other, that is the finding.
-                (Some(group), chunk) if unlike_chunk(chunk, Some(group)).is_some() => {}
-                (Some(group), _) => self.found.extend(extent.outside(Some((group.range(), group.flags)))),
-                (None, Some(chunk)) => {
-                    self.found.extend(extent.outside(Some((chunk_range(chunk), chunk.flags))))
-                }
-                (None, None) => self.take_homeless(extent),
-            }
-            self.found.extend(chunk.and_then(|chunk| extent.on_super_block(chunk)));
-        }
-    }
-
-    fn take_homeless(&mut self, extent: Place) {
-        let Place { bytenr, len, .. } = extent;
-        if self.explained.names(bytenr) {
-            return;
-        }
-        let gap = self.chunks.chunks().partition_point(|chunk| chunk.logical <= bytenr);
-        match self.homeless.last_mut().filter(|_| self.gap == gap) {
-            Some(run) => {
-                run.count = run.count.saturating_add(1);
-                run.bytes = run.bytes.saturating_add(len);
-                run.last = bytenr;
-            }
-            None => self.homeless.push(Homeless { first: extent, last: bytenr, count: 1, bytes: len }),
-        }
-        self.gap = gap;
-    }
 }
 
 /// Every chunk against the block group at its address, and the other way round.

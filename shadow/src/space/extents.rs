@@ -1,7 +1,7 @@
 //! Where extents lie: inside one block group of their type, not over another extent, not over a super block.
 
 use parser::key::item;
-use parser::{BlockFlags, Chunk, Key, ids, superblock};
+use parser::{BlockFlags, Chunk, ChunkMap, Key, ids, superblock};
 
 use crate::codes::Code;
 use crate::forest::{BlockProblem, Forest};
@@ -73,7 +73,7 @@ pub struct Place {
 }
 
 impl Place {
-    fn end(&self) -> u64 {
+    pub(super) fn end(&self) -> u64 {
         self.bytenr.saturating_add(self.len)
     }
 
@@ -130,6 +130,47 @@ impl Place {
     }
 }
 
+/// Addresses between two chunks that belong to none. Each chunk gets the addresses right behind the last there is, so that
+/// between two of them there has been another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Gap {
+    /// Where the chunk before it ends.
+    pub(super) start: u64,
+    /// Where the one behind it begins; the end of all addresses where there is none.
+    pub(super) end: u64,
+}
+
+impl Gap {
+    /// The gap in which an address lies. There is none before the first chunk: nothing says what was there.
+    pub(super) fn at(chunks: &ChunkMap, bytenr: u64) -> Option<Self> {
+        let chunks = chunks.chunks();
+        let behind = chunks.partition_point(|chunk| chunk.logical <= bytenr);
+        let start = chunks.get(behind.checked_sub(1)?)?.end();
+        let end = chunks.get(behind).map_or(u64::MAX, |chunk| chunk.logical);
+        (start <= bytenr).then_some(Gap { start, end })
+    }
+
+    /// What is wrong with an extent that begins in a block group and ends in the gap, or the other way round.
+    pub(super) fn crossed_by(self, extent: &Place) -> Option<Violation> {
+        let Gap { start, end } = self;
+        let edge = if extent.bytenr < start && start < extent.end() && extent.end() <= end {
+            start
+        } else if (start..end).contains(&extent.bytenr) && end < extent.end() {
+            end
+        } else {
+            return None;
+        };
+        let Place { bytenr, len, .. } = *extent;
+        let message = format!(
+            "block entry [{bytenr} {len}] overlaps a block group that is gone: it crosses the edge at {edge}, and no block \
+             group lies in [{start} {}]",
+            end.saturating_sub(start)
+        );
+        let violation = Violation::new(Code::SpaceBlockGroupOverlap, bytenr, len, message);
+        Some(violation.with_worth(edge, extent.end()))
+    }
+}
+
 /// Two extents of which the second begins before the first ends.
 #[must_use]
 pub fn overlap((bytenr, len): (u64, u64), next: u64) -> Violation {
@@ -153,7 +194,8 @@ pub(crate) fn changed(commit: &mut Commit<'_, '_>) -> Outcome {
         let chunk = chunks.chunk_at(place.bytenr);
         let is_unlike = chunk.is_some_and(|chunk| commit.unlike.contains(&chunk.logical));
         if !is_unlike && !commit.crossing.contains(&place.bytenr) {
-            found.extend(place.outside(chunk.map(|chunk| (chunk_range(chunk), chunk.flags))));
+            let outside = place.outside(chunk.map(|chunk| (chunk_range(chunk), chunk.flags)));
+            found.extend(outside.map(|outside| over_an_old_edge(&place, chunks).unwrap_or(outside)));
         }
         found.extend(chunk.and_then(|chunk| place.on_super_block(chunk)));
         for overlap in neighbours.overlaps(&place)? {
@@ -163,6 +205,12 @@ pub(crate) fn changed(commit: &mut Commit<'_, '_>) -> Outcome {
         }
     }
     Ok(found)
+}
+
+/// Whether an extent crosses the edge of a block group that an earlier commit has removed.
+fn over_an_old_edge(place: &Place, chunks: &ChunkMap) -> Option<Violation> {
+    let edge = chunks.chunk_at(place.bytenr).map_or(place.bytenr, Chunk::end);
+    Gap::at(chunks, edge).filter(|gap| gap.end != u64::MAX)?.crossed_by(place)
 }
 
 /// Looks at the extents before and behind one.

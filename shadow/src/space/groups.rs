@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use parser::{Chunk, Key, ids};
+use parser::{Chunk, ChunkMap, Key, ids};
 
 use crate::codes::Code;
 use crate::forest::{BlockProblem, Forest};
@@ -152,7 +152,7 @@ pub(crate) fn chunks(commit: &mut Commit<'_, '_>) -> Outcome {
         // Where the block group is still there, that is the finding.
         if groups.at(chunk.logical)?.is_none() {
             found.extend(commit.lost.iter().find(|lost| lost.chunk.logical == chunk.logical).map(not_empty));
-            found.extend(crossing(&mut neighbours, chunk)?);
+            found.extend(crossing(&mut neighbours, chunk, &commit.new.snapshot.chunks)?);
         }
     }
     let crosses = |found: &&Violation| found.code == Code::SpaceBlockGroupOverlap;
@@ -172,8 +172,9 @@ fn not_empty(lost: &LostChunk) -> Violation {
     Violation::new(Code::SpaceBlockGroupNotEmpty, start, length, message).with_worth(0u64, *extents)
 }
 
-/// Extents over an edge of a chunk that is gone with its block group (`btrfs_free_ref_tree_range`).
-fn crossing(neighbours: &mut Neighbours<'_>, chunk: &Chunk) -> Outcome {
+/// Extents over an edge of a chunk that is gone with its block group (`btrfs_free_ref_tree_range`). Where another has taken
+/// its addresses, the edge may lie in the midst of that one.
+fn crossing(neighbours: &mut Neighbours<'_>, chunk: &Chunk, now: &ChunkMap) -> Outcome {
     let (start, end) = chunk_range(chunk);
     let mut found = Vec::new();
     for edge in [start, end] {
@@ -181,6 +182,9 @@ fn crossing(neighbours: &mut Neighbours<'_>, chunk: &Chunk) -> Outcome {
         let Some((bytenr, len)) = before.filter(|(bytenr, len)| bytenr.saturating_add(*len) > edge) else {
             continue;
         };
+        if now.chunk_at(bytenr).is_some_and(|now| bytenr.saturating_add(len) <= now.end()) {
+            continue;
+        }
         if found.iter().any(|known: &Violation| known.bytenr == bytenr) {
             continue;
         }

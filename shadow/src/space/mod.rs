@@ -20,6 +20,7 @@ pub mod free_space;
 pub mod group;
 pub mod groups;
 pub mod lost;
+mod places;
 pub mod ranges;
 
 pub use commit::{Inputs, Memory, Verified, verify};

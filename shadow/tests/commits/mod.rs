@@ -5,6 +5,7 @@ mod clean;
 mod faults;
 mod foresight;
 mod ghosts;
+mod group_edges;
 mod items;
 mod leaves;
 mod links;

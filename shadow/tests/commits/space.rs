@@ -8,7 +8,7 @@ use shadow::forest::RootId;
 use crate::support::world::{DATA, tree};
 use crate::support::*;
 
-const TOP: RootId = RootId { tree: 5, offset: 0 };
+pub(super) const TOP: RootId = RootId { tree: 5, offset: 0 };
 const MIB: u64 = 1 << 20;
 
 fn world() -> World {
@@ -62,11 +62,11 @@ fn an_extent_leaves_its_block_group_or_lies_in_none() {
 }
 
 /// Begins right behind the block group that all worlds have.
-const SECOND: u64 = DATA + 16 * MIB;
-const SECOND_LEN: u64 = 8 * MIB;
+pub(super) const SECOND: u64 = DATA + 16 * MIB;
+pub(super) const SECOND_LEN: u64 = 8 * MIB;
 
 /// A world with a second block group of data, the extents of these files in it.
-fn with_two_groups(files: u64) -> Rig {
+pub(super) fn with_two_groups(files: u64) -> Rig {
     let mut world = world();
     let mut chunk = world.chunks.iter().find(|chunk| chunk.logical == DATA).unwrap().clone();
     (chunk.logical, chunk.length) = (SECOND, SECOND_LEN);
@@ -78,14 +78,14 @@ fn with_two_groups(files: u64) -> Rig {
     Rig::attach(world)
 }
 
-fn remove_second(world: &mut World) -> u64 {
+pub(super) fn remove_second(world: &mut World) -> u64 {
     world.chunks.retain(|chunk| chunk.logical != SECOND);
     SECOND
 }
 
 /// The codes and addresses of what is found, in order.
 #[track_caller]
-fn assert_found(rig: &mut Rig, wanted: &[(Code, u64)]) -> shadow::CommitReport {
+pub(super) fn assert_found(rig: &mut Rig, wanted: &[(Code, u64)]) -> shadow::CommitReport {
     let report = rig.commit(&Fault::none());
     let mut found: Vec<_> = report.violations.iter().map(|found| (found.code, found.bytenr)).collect();
     let mut wanted = wanted.to_vec();

@@ -56,7 +56,7 @@ pub const KINDS: &[SetKind] = &[
     ),
     kind(
         "extent-over-the-edge-of-a-removed-group",
-        // For `check` there is nothing at that edge.
+        // Behind the last of all chunks, there is nothing at that edge for `check`.
         &["space/block-group-overlap", "ref/stale-extent"],
         groups::over_the_edge,
     ),
