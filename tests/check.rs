@@ -132,6 +132,25 @@ fn what_is_no_btrfs_is_refused_with_a_reason() {
     assert_eq!(output.status.code(), Some(2));
 }
 
+/// However many blocks lie past the end of a device that is too short, they are one report.
+#[test]
+fn what_a_truncated_image_has_lost_is_one_report() {
+    let script = testkit::workload::mixed(12) + &testkit::workload::deep();
+    let image = testkit::Spec::new("cut off", "-n 4096 -m single").build(&script);
+    let mut folded = 0;
+    for len in (16..28).map(|half| half << 19) {
+        let copy = image.copy();
+        File::options().write(true).open(copy.path()).and_then(|file| file.set_len(len)).expect("truncation");
+        let events = events(&check(copy.path()));
+        let is_unreadable = |event: &&Value| event["code"] == "tree/unreadable";
+        let unreadable: Vec<&Value> = events.iter().filter(is_unreadable).collect();
+        assert!(unreadable.len() <= 1, "{len}: {unreadable:#?}");
+        let message = unreadable.first().map_or("", |event| event["message"].as_str().expect("a message"));
+        folded += usize::from(message.contains("devid 1 ends too early: nor can"));
+    }
+    assert!(folded > 0, "no length cuts off several blocks, and not the trees that others are found by");
+}
+
 /// A truncated image: its super block is there, most of its trees are not.
 #[test]
 fn a_truncated_image_is_damage_not_a_panic() {

@@ -22,15 +22,13 @@ const FEW: usize = 4;
 const ODD: usize = 75;
 
 /// Kinds of which one fault makes several things wrong: a data extent that lies elsewhere than its block group, free space and
-/// checksums say, subtrees that seem to be deleted, sums for many extents, an item of which only the keyed backrefs are left,
-/// blocks none of which can be read.
+/// checksums say, subtrees that seem to be deleted, sums for many extents, an item of which only the keyed backrefs are left.
 const MANY: &[&str] = &[
     "csum-item-overlaps-the-next",
     "data-extent-among-metadata",
     "data-extent-on-super-block",
     "data-extent-over-the-end",
     "extent-item-lost-but-keyed-refs",
-    "metadata-chunk-past-the-device",
     "root-half-deleted",
 ];
 
@@ -42,12 +40,17 @@ const FOLDED: &[(&str, usize)] = &[
     ("data-chunk-shorter", 1),
     ("file-header-owner", 1),
     ("leaf-in-the-name-of-no-root", 1),
+    ("metadata-chunk-past-the-device", 1),
     ("root-item-lost", 2),
 ];
 
 /// Of these, to `check` as well.
-const FOLDED_BY_CHECK: &[&str] =
-    &["block-group-removed", "data-chunk-shorter", "leaf-in-the-name-of-no-root"];
+const FOLDED_BY_CHECK: &[&str] = &[
+    "block-group-removed",
+    "data-chunk-shorter",
+    "leaf-in-the-name-of-no-root",
+    "metadata-chunk-past-the-device",
+];
 
 /// Kinds of which the commit must be blamed by the first code; by the others `check` may name what it can't tell any more.
 const BY_FIRST: &[&str] = &["extent-over-the-edge-of-a-removed-group"];

@@ -40,7 +40,7 @@ impl std::fmt::Display for BlockProblem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             BlockProblem::Violation(violation) => violation.fmt(f),
-            BlockProblem::Unknown(reason) => f.write_str(reason),
+            BlockProblem::Unknown(unread) => unread.fmt(f),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Verifies a commit: the state it leaves, the report it gives, and what is kept for the next one.
 
 mod counts;
+mod damage;
 mod extents;
 mod foresight;
 mod report;
@@ -14,12 +15,13 @@ use parser::SuperBlock;
 
 use crate::attach::{self, AttachError, Coverage};
 use crate::codes::Code;
+use crate::commit::damage::DAMAGE_MEMORY;
 use crate::commit::extents::{touched, unlike_before};
 use crate::commit::foresight::{Ahead, Foreseen};
 use crate::delta::extents::{ExtentDelta, Records, extent_delta};
 use crate::delta::references::{Inputs, ReferenceDelta, ReplacedRanges, Residuals, reference_delta};
 use crate::fold;
-use crate::forest::{BlockProblem, Forest, Snapshot};
+use crate::forest::{Forest, Snapshot};
 use crate::ghosts;
 use crate::live;
 use crate::log_tree::{self, KnownLogs};
@@ -30,13 +32,10 @@ use crate::roots::{self, Links};
 use crate::rules::Rules;
 use crate::source::BlockSource;
 use crate::space::{self, LostChunk};
-use crate::violation::{Violation, Worth};
+use crate::violation::Violation;
 
 /// Violations of one commit for which a path is looked up, while the guest waits.
 const PATH_LIMIT: usize = 16;
-
-/// Damaged blocks that are remembered so that each is reported once.
-const DAMAGE_MEMORY: usize = 4096;
 
 /// Verifies the commits of one file system, one after the other.
 #[derive(Debug)]
@@ -303,7 +302,7 @@ impl Verifier {
         self.forget_foreseen();
         let mut report = CommitReport::new(&self.rules);
         self.undo = None;
-        let Some(snapshot) = &mut self.snapshot else {
+        let Some(snapshot) = &self.snapshot else {
             report.unverified.push("no commit before this one is known".to_owned());
             return report;
         };
@@ -315,12 +314,14 @@ impl Verifier {
             report.blocks_born = log.blocks.len() as u64;
             report.log_blocks = log.blocks;
             report.not_flushed = log.not_flushed;
-            report.unverified = log.unknown;
-            log.violations.into_iter().for_each(|violation| report.push_unusable(violation));
+            self.note_log(&mut report, log.violations, log.unread);
             log.faults.into_iter().for_each(|violation| report.push(violation));
         }
-        let before = std::mem::replace(&mut snapshot.superblock, superblock.into());
-        self.undo = self.revocable.then_some(Undo::Log { superblock: before });
+        let before = self
+            .snapshot
+            .as_mut()
+            .map(|snapshot| std::mem::replace(&mut snapshot.superblock, superblock.into()));
+        self.undo = before.filter(|_| self.revocable).map(|superblock| Undo::Log { superblock });
         report
     }
 
@@ -328,36 +329,6 @@ impl Verifier {
         match error {
             AttachError::Tree { problems, .. } => self.note_problems(report, problems),
             error => report.push_unusable(Violation::new(Code::TreeSuperBlock, 0, 4096, error.to_string())),
-        }
-    }
-
-    /// A block that can't be read is reported once, however many commits come upon it.
-    fn note_problems(&mut self, report: &mut CommitReport, problems: Vec<BlockProblem>) {
-        for problem in problems {
-            match problem {
-                BlockProblem::Unknown(reason) => {
-                    if !report.unverified.contains(&reason) {
-                        report.unverified.push(reason);
-                    }
-                }
-                BlockProblem::Violation(violation) => {
-                    let found = match violation.expected {
-                        Worth::Number(number) => Some(number),
-                        _ => None,
-                    };
-                    if self.known.reported.len() >= DAMAGE_MEMORY {
-                        self.known.reported.clear();
-                    }
-                    // The tree that was damaged in the last commit is the old one in this.
-                    let is_echo = violation.code == Code::TreeDoublyLinked
-                        && self.known.reported.iter().any(|(_, bytenr, _)| *bytenr == violation.bytenr);
-                    if self.known.reported.insert((violation.code, violation.bytenr, found)) && !is_echo {
-                        report.push_unusable(*violation);
-                    } else {
-                        report.unverified.push(format!("known damage: {}", violation.message));
-                    }
-                }
-            }
         }
     }
 
@@ -400,7 +371,7 @@ impl Verifier {
         };
         record_violations
             .extend(unlike_before(&extents, &replaced).filter(|found| !is_reported(found.bytenr)));
-        violations.into_iter().for_each(|violation| report.push(violation));
+        self.note_copies(report, violations);
         let can_compare = extents.problems.is_empty();
         problems.append(&mut extents.problems);
         let (mut findings, mut ghosts) = (Vec::new(), Vec::new());

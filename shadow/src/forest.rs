@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parser::block::Header;
-use parser::map::{MapError, Physical};
+use parser::map::Physical;
 use parser::{ChecksumType, ChunkMap, Key, Node, RootItem, SuperBlock, Uuid, ids};
 
 use crate::cause;
 use crate::codes::Code;
-use crate::source::{BlockSource, Origin, ReadError, StructureFault, TreeBlock};
+use crate::source::{BlockSource, Origin, StructureFault, TreeBlock};
+use crate::unreadable::Unread;
 use crate::violation::Violation;
 
 /// What does not change from commit to commit.
@@ -206,7 +207,7 @@ impl Expect {
         }
     }
 
-    fn pointed_by(&self) -> String {
+    pub(crate) fn pointed_by(&self) -> String {
         match self.from {
             (0, _) if self.first_key.is_none() => "its root".to_owned(),
             (parent, slot) => format!("block {parent} slot {slot}"),
@@ -220,7 +221,7 @@ pub enum BlockProblem {
     /// The file system is damaged.
     Violation(Box<Violation>),
     /// Nothing is known: the disk failed, or the block lies on a device that is not served here.
-    Unknown(String),
+    Unknown(Unread),
 }
 
 /// A snapshot and the place to read its blocks from.
@@ -265,7 +266,7 @@ impl<'a> Forest<'a> {
         let Snapshot { geometry, seed_uuids, chunks, .. } = self.snapshot;
         let nodesize = self.nodesize();
         let copies =
-            || chunks.copies(expect.bytenr, nodesize).map_err(|error| unmapped(error, expect, nodesize));
+            || chunks.copies(expect.bytenr, nodesize).map_err(|error| self.snapshot.unmapped(error, expect));
         let has_failed = |place| self.source.write_failed(place, nodesize);
         // Those that could not be written come last: the older block that lies there may look right.
         let sound = copies()?.enumerate().filter(|(_, place)| !has_failed(*place)).map(|copy| (copy, false));
@@ -304,7 +305,7 @@ impl<'a> Forest<'a> {
                         }
                     }
                 },
-                Err(error) => match unreadable(&error, expect, nodesize) {
+                Err(error) => match self.snapshot.unreadable(&error, expect, place) {
                     BlockProblem::Violation(violation) => bad.push(*violation),
                     problem => unknown = unknown.or(Some(problem)),
                 },
@@ -320,7 +321,9 @@ impl<'a> Forest<'a> {
                 BlockProblem::Violation(Box::new(violation))
             }
             (None, Some(unknown), _) => unknown,
-            (None, None, None) => BlockProblem::Unknown("chunk without stripes".to_owned()),
+            (None, None, None) => {
+                BlockProblem::Unknown(Unread { block: None, reason: "chunk without stripes".to_owned() })
+            }
         })
     }
 }
@@ -407,32 +410,6 @@ pub enum Copies {
     UntilGood,
     /// All of them.
     All,
-}
-
-fn unmapped(error: MapError, expect: &Expect, nodesize: u64) -> BlockProblem {
-    match error {
-        MapError::Unmapped { .. } => BlockProblem::Violation(Box::new(Violation::new(
-            Code::TreeUnmapped,
-            expect.bytenr,
-            nodesize,
-            format!("block {} which {} points to: no chunk maps it", expect.bytenr, expect.pointed_by()),
-        ))),
-        MapError::Unsupported { .. } => BlockProblem::Unknown(error.to_string()),
-    }
-}
-
-fn unreadable(error: &ReadError, expect: &Expect, nodesize: u64) -> BlockProblem {
-    match error {
-        ReadError::OutOfBounds { .. } => BlockProblem::Violation(Box::new(Violation::new(
-            Code::TreeUnreadable,
-            expect.bytenr,
-            nodesize,
-            format!("block {} which {} points to: {error}", expect.bytenr, expect.pointed_by()),
-        ))),
-        ReadError::ForeignDevice(_) | ReadError::Io(_) => {
-            BlockProblem::Unknown(format!("block {}: {error}", expect.bytenr))
-        }
-    }
 }
 
 /// The checks of a block against the pointer to it, from the most telling to the least. The words are the

@@ -33,6 +33,7 @@ pub mod rules;
 pub mod source;
 pub mod space;
 pub mod tree;
+pub mod unreadable;
 pub mod violation;
 
 pub use attach::{AttachError, Coverage};

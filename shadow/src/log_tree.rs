@@ -12,6 +12,7 @@ use crate::codes::Code;
 use crate::delta::items::was_wrong;
 use crate::forest::{BlockProblem, Expect, Forest, OwnerRule, Snapshot, Unsafe};
 use crate::items::{self, Context};
+use crate::unreadable::Unread;
 use crate::violation::Violation;
 
 /// What was found in the log trees of one super block.
@@ -26,7 +27,7 @@ pub struct LogReport {
     /// What is wrong with what they hold.
     pub faults: Vec<Violation>,
     /// What could not be read.
-    pub unknown: Vec<String>,
+    pub unread: Vec<Unread>,
 }
 
 /// What is known of the logs of the running transaction.
@@ -84,7 +85,7 @@ impl Walk<'_, '_> {
         let block = match self.forest.read(expect) {
             Ok(block) => block,
             Err(BlockProblem::Violation(violation)) => return self.report.violations.push(*violation),
-            Err(BlockProblem::Unknown(reason)) => return self.report.unknown.push(reason),
+            Err(BlockProblem::Unknown(reason)) => return self.report.unread.push(reason),
         };
         self.report.blocks.push(expect.bytenr);
         match self.forest.unsafe_copy(expect) {

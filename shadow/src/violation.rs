@@ -6,6 +6,7 @@ use crate::cause::Cause;
 use crate::codes::{Code, Severity};
 use crate::record::RefKey;
 use crate::refverify::{BlockEntry, Step};
+use crate::unreadable::Obstacle;
 
 /// A finding: a value that is reported, never an `Err`.
 #[derive(Debug, Clone)]
@@ -32,6 +33,8 @@ pub struct Violation {
     pub path: Option<String>,
     /// What kind of fault it was, where that can be told.
     pub cause: Option<Cause>,
+    /// What keeps this tree block, and others with it, from being read.
+    pub obstacle: Option<Obstacle>,
     /// Both sides of the disagreement, for people: what the shadow holds and what the extent tree records.
     pub sides: Option<Box<Sides>>,
 }
@@ -104,6 +107,7 @@ impl Violation {
             history: Vec::new(),
             path: None,
             cause: None,
+            obstacle: None,
             sides: None,
         }
     }

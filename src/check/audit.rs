@@ -7,6 +7,7 @@ use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 use shadow::audit::{Collected, Explained, OfRecords, Scan, Table, Visitor, Walk, explain, partitions, scan};
 use shadow::delta::references::Residuals;
 use shadow::forest::{BlockProblem, Expect};
+use shadow::unreadable::{self, Obstacle};
 use shadow::violation::Violation;
 use shadow::{BlockSource, Code, Forest, Rules, Snapshot, inodes, roots, space};
 
@@ -89,7 +90,7 @@ pub fn audit(snapshot: &Snapshot, source: &dyn BlockSource, progress: &dyn Progr
     let Explained { violations, residuals, problems: more } =
         explain(&forest, of_records, findings, collected);
     problems.extend(more);
-    report.violations = violations;
+    report.violations = unreadable::fold(violations);
     report.violations.extend(roots::verify_all(&forest));
     if scan_whole {
         // Every extent that was not read would seem to be free.
@@ -141,23 +142,34 @@ impl AuditReport {
 
     /// Blocks that could not be read: several ways may lead to one.
     pub(super) fn note(&mut self, problems: Vec<BlockProblem>) {
+        let (mut violations, mut unread) = (Vec::new(), Vec::new());
         for problem in problems {
             match problem {
-                BlockProblem::Unknown(reason) if !self.unknown.contains(&reason) => self.unknown.push(reason),
-                BlockProblem::Unknown(_) => {}
-                BlockProblem::Violation(violation) => {
-                    if !self.unusable.contains(&violation.code) {
-                        self.unusable.push(violation.code);
-                    }
-                    let known =
-                        |other: &Violation| other.code == violation.code && other.bytenr == violation.bytenr;
-                    if !self.violations.iter().any(known) {
-                        self.violations.push(*violation);
-                    }
-                }
+                BlockProblem::Unknown(reason) => unread.push(reason),
+                BlockProblem::Violation(violation) => violations.push(*violation),
+            }
+        }
+        for reason in unreadable::reasons(unread) {
+            if !self.unknown.contains(&reason) {
+                self.unknown.push(reason);
+            }
+        }
+        for violation in unreadable::fold(violations) {
+            if !self.unusable.contains(&violation.code) {
+                self.unusable.push(violation.code);
+            }
+            if !self.violations.iter().any(|known| is_same(known, &violation)) {
+                self.violations.push(violation);
             }
         }
     }
+}
+
+/// Whether one report says what another does: of the same block, or of others that the same keeps from being read.
+fn is_same(known: &Violation, other: &Violation) -> bool {
+    let is_one_obstacle =
+        known.obstacle.is_some_and(Obstacle::is_lasting) && known.obstacle == other.obstacle;
+    known.code == other.code && (known.bytenr == other.bytenr || is_one_obstacle)
 }
 
 fn run(walk: &Walk<'_>, progress: &dyn Progress) {

@@ -133,16 +133,16 @@ impl Place {
 /// Addresses between two chunks that belong to none. Each chunk gets the addresses right behind the last there is, so that
 /// between two of them there has been another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Gap {
+pub(crate) struct Gap {
     /// Where the chunk before it ends.
-    pub(super) start: u64,
+    pub(crate) start: u64,
     /// Where the one behind it begins; the end of all addresses where there is none.
     pub(super) end: u64,
 }
 
 impl Gap {
     /// The gap in which an address lies. There is none before the first chunk: nothing says what was there.
-    pub(super) fn at(chunks: &ChunkMap, bytenr: u64) -> Option<Self> {
+    pub(crate) fn at(chunks: &ChunkMap, bytenr: u64) -> Option<Self> {
         let chunks = chunks.chunks();
         let behind = chunks.partition_point(|chunk| chunk.logical <= bytenr);
         let start = chunks.get(behind.checked_sub(1)?)?.end();

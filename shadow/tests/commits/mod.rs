@@ -14,3 +14,4 @@ mod pointers;
 mod random;
 mod space;
 mod switched;
+mod unreadable;
