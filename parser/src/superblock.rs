@@ -394,4 +394,13 @@ pub mod super_flags {
     pub const CHANGING_FSID: u64 = 1 << 35;
     /// btrfstune is changing the metadata UUID.
     pub const CHANGING_FSID_V2: u64 = 1 << 36;
+    /// btrfstune is moving the block group items to a tree of their own, or back.
+    pub const CHANGING_BG_TREE: u64 = 1 << 38;
+    /// btrfstune is changing the checksums of data.
+    pub const CHANGING_DATA_CSUM: u64 = 1 << 39;
+    /// btrfstune is changing the checksums of tree blocks.
+    pub const CHANGING_META_CSUM: u64 = 1 << 40;
+    /// All that btrfstune sets while it rewrites tree blocks where they are.
+    pub const REWRITING: u64 =
+        CHANGING_FSID | CHANGING_FSID_V2 | CHANGING_BG_TREE | CHANGING_DATA_CSUM | CHANGING_META_CSUM;
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parser::dev::DevItem;
 use parser::key::item;
-use parser::superblock::{compat_ro, incompat};
+use parser::superblock::{compat_ro, incompat, super_flags};
 use parser::{Chunk, ChunkItem, ChunkMap, ParseError, RootItem, SuperBlock, Uuid, ids};
 use thiserror::Error;
 
@@ -34,6 +34,66 @@ pub enum AttachError {
         /// All that was found, at least one.
         problems: Vec<BlockProblem>,
     },
+    /// A tool was in the midst of rewriting the tree blocks.
+    #[error("{error}; {why}")]
+    Rewriting {
+        /// What it was about.
+        why: &'static str,
+        /// What can't be read because of that, or of anything else.
+        error: Box<AttachError>,
+    },
+}
+
+impl AttachError {
+    /// What kept trees from being read.
+    #[must_use]
+    pub fn problems(&self) -> &[BlockProblem] {
+        match self {
+            AttachError::Tree { problems, .. } => problems,
+            AttachError::Rewriting { error, .. } => error.problems(),
+            AttachError::SuperBlock(_) | AttachError::Checksum => &[],
+        }
+    }
+
+    /// The same, with what the super block says of a tool at work.
+    fn while_rewriting(self, superblock: &[u8]) -> Self {
+        match rewriting(superblock) {
+            Some(why) => AttachError::Rewriting { why, error: Box::new(self) },
+            None => self,
+        }
+    }
+}
+
+/// What btrfstune was about when it wrote a super block: it rewrites tree blocks where they are, and until it has done, the
+/// file system is neither the one from before nor the one to come.
+#[must_use]
+pub fn rewriting(superblock: &[u8]) -> Option<&'static str> {
+    let flags = SuperBlock::parse(superblock).map_or(0, |view| view.flags());
+    const TOOLS: [(u64, &str); 5] = [
+        (
+            super_flags::CHANGING_FSID,
+            "btrfstune is changing the fsid, or was interrupted (super block flag CHANGING_FSID): until it has done, some \
+             tree blocks have the old one and some the new",
+        ),
+        (
+            super_flags::CHANGING_FSID_V2,
+            "btrfstune is changing the fsid, or was interrupted (super block flag CHANGING_FSID_V2)",
+        ),
+        (
+            super_flags::CHANGING_BG_TREE,
+            "btrfstune is converting the block group items, or was interrupted (super block flag CHANGING_BG_TREE)",
+        ),
+        (
+            super_flags::CHANGING_DATA_CSUM,
+            "btrfstune is changing the checksums of data, or was interrupted (super block flag CHANGING_DATA_CSUM)",
+        ),
+        (
+            super_flags::CHANGING_META_CSUM,
+            "btrfstune is changing the checksums of tree blocks, or was interrupted (super block flag \
+             CHANGING_META_CSUM): until it has done, some have checksums of the old kind and some of the new",
+        ),
+    ];
+    TOOLS.iter().find(|(flag, _)| flags & flag != 0).map(|(_, why)| *why)
 }
 
 impl std::fmt::Display for BlockProblem {
@@ -97,7 +157,10 @@ pub struct Opened {
 /// [`AttachError`] where it can't be opened.
 pub fn load(superblock: &[u8], source: &dyn BlockSource) -> Result<Snapshot, AttachError> {
     let Opened { snapshot, problems } = open(superblock, source)?;
-    if problems.is_empty() { Ok(snapshot) } else { Err(AttachError::Tree { tree: "root tree", problems }) }
+    if problems.is_empty() {
+        return Ok(snapshot);
+    }
+    Err(AttachError::Tree { tree: "root tree", problems }.while_rewriting(superblock))
 }
 
 /// Opens the file system that a super block describes, as far as it can be read.
@@ -106,6 +169,10 @@ pub fn load(superblock: &[u8], source: &dyn BlockSource) -> Result<Snapshot, Att
 /// [`AttachError`] where nothing can be made of it: the super block, the chunk tree or the root of the root tree
 /// can't be read.
 pub fn open(superblock: &[u8], source: &dyn BlockSource) -> Result<Opened, AttachError> {
+    open_as_it_is(superblock, source).map_err(|error| error.while_rewriting(superblock))
+}
+
+fn open_as_it_is(superblock: &[u8], source: &dyn BlockSource) -> Result<Opened, AttachError> {
     let mut snapshot = provisional(superblock)?;
     load_chunks(&mut snapshot, source)?;
     let root_tree = snapshot.super_view().map(|view| Expect::root_tree(&view));

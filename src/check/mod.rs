@@ -92,6 +92,7 @@ fn check_image(path: &Path, options: &Check, rules: &Rules, sinks: &mut Sinks) -
         reason: "check",
     }));
     report.note(opened.problems);
+    report.unknown.extend(attach::rewriting(&superblock).map(str::to_owned));
     report.violations.extend(attach::device_too_small(&opened.snapshot, image.len()));
     report.judge(rules);
     let AuditReport { violations, unknown, .. } = report;

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
 use parser::SuperBlock;
-use parser::superblock::OFFSETS;
+use parser::superblock::{OFFSETS, super_flags};
 use shadow::live::LiveDelta;
 use shadow::{BlockSource, Snapshot, Violation};
 
@@ -29,10 +29,6 @@ pub use writes::Writes;
 
 /// Bytes of a sector: the smallest there is, and the unit of everything that is kept here.
 pub const SECTOR: u64 = 4096;
-
-/// Flags of a super block that tools set while they rewrite tree blocks where they are: CHANGING_FSID and its second
-/// version, and the conversions of block group tree, data checksums and metadata checksums.
-const REWRITTEN_IN_PLACE: u64 = 1 << 35 | 1 << 36 | 1 << 38 | 1 << 39 | 1 << 40;
 
 /// The guard of one disk.
 pub struct Guard {
@@ -98,7 +94,7 @@ impl Guard {
     /// Guards what this commit needs from now on.
     pub fn begin(&self, committed: &Snapshot) {
         let flags = committed.super_view().map_or(0, |view| view.flags());
-        let guards = flags & REWRITTEN_IN_PLACE == 0 && !self.image.read_only();
+        let guards = flags & super_flags::REWRITING == 0 && !self.image.read_only();
         let live = guards.then(|| Arc::new(Live::new(Arc::new(committed.clone()), self.image.len())));
         self.live.store(live);
     }

@@ -110,9 +110,7 @@ impl FileSystem {
     fn not_attached(&mut self, error: &AttachError) {
         self.shared.regions.store(None);
         let what = format!("there is a btrfs, but it can't be opened: {error}");
-        if let AttachError::Tree { problems, .. } = error
-            && problems.iter().any(|problem| matches!(problem, BlockProblem::Unknown(_)))
-        {
+        if error.problems().iter().any(|problem| matches!(problem, BlockProblem::Unknown(_))) {
             return self.could_not_read(what);
         }
         self.unread = None;
