@@ -58,7 +58,7 @@ pub enum Command {
   0  everything was verified, and is clean
   1  violations were found
   2  could not run: no file system can be opened, I/O error
-  3  not everything could be verified")]
+  3  not everything could be verified or told")]
 pub struct Check {
     /// Images to check, each a file system of its own
     #[arg(value_name = "IMG", required = true)]
@@ -177,8 +177,8 @@ pub struct Serve {
     /// Give up, once everything is open, what serving doesn't need (Landlock and seccomp)
     #[arg(long, value_name = "WHETHER", value_enum, default_value_t = Switch::On)]
     pub sandbox: Switch,
-    /// Record of the requests in flight, from which the next process goes on if this one is killed; on a disk of this
-    /// machine, best in memory. Without it SOCK.inflight, or none with --fd
+    /// Record of the requests in flight, from which the next process goes on if this one is killed; on this machine, best
+    /// in memory. Without it SOCK.inflight, or none with --fd
     #[arg(long, value_name = "FILE")]
     pub inflight: Option<PathBuf>,
     /// Refuse all writes
@@ -200,7 +200,8 @@ pub struct Serve {
     /// Read back the file data that a commit has given checksums to, before the commit is acknowledged, and compare
     #[arg(long)]
     pub verify_data: bool,
-    /// Write events to this file, one JSON object a line; - is standard output
+    /// Write events to this file, one JSON object a line. The file is written anew at each start; - is standard output,
+    /// and '--events - >>FILE' goes on with what is there
     #[arg(long, value_name = "FILE")]
     pub events: Option<PathBuf>,
     /// Listen on this socket for 'ctl'; only this user can connect
@@ -217,7 +218,8 @@ pub struct Serve {
     #[arg(long, value_name = "N", default_value_t = crate::device::DeviceOptions::default().num_queues,
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=64))]
     pub num_queues: usize,
-    /// Read and write past the page cache (O_DIRECT); what the guest doesn't align goes through it still
+    /// Read and write past the page cache (O_DIRECT), which takes io_uring; what the guest doesn't align goes through it
+    /// still
     #[arg(long)]
     pub direct_io: bool,
     /// What moves the bytes
@@ -231,7 +233,8 @@ pub struct Serve {
     /// Let the guest make so many requests a second, on all queues together; flushes don't count
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub iops: Option<u64>,
-    /// Let the guest read and write so many bytes a second, on all queues together
+    /// Let the guest read and write so many bytes a second, on all queues together; zeros count as written, discards don't
+    /// count
     #[arg(long, value_name = "BYTES", value_parser = parse_rate)]
     pub bps: Option<usize>,
     /// Bytes of a logical block, 512 or 4096: what the guest reads and writes is whole blocks
@@ -285,6 +288,8 @@ fn parse_size(text: &str) -> Result<usize, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use clap::CommandFactory as _;
 
     use super::*;
@@ -292,6 +297,59 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    /// Each command, with its help as `--help` prints it.
+    fn commands() -> Vec<(clap::Command, String)> {
+        let mut cli = Cli::command();
+        cli.build();
+        let mut commands = vec![cli.clone()];
+        while let Some(at) = commands.iter().position(|command| command.has_subcommands()) {
+            let command = commands.remove(at);
+            commands.extend(command.get_subcommands().cloned());
+        }
+        let help = |mut command: clap::Command| {
+            let help = command.render_long_help().to_string();
+            (command, help)
+        };
+        commands.into_iter().map(help).collect()
+    }
+
+    /// The options that README.md names: two dashes and a word, where no program of others is spoken of.
+    fn options_in_readme() -> BTreeSet<String> {
+        let readme = include_str!("../README.md");
+        let words = readme.split(|c: char| !c.is_ascii_lowercase() && c != '-' && !c.is_ascii_digit());
+        let options = words.filter_map(|word| word.strip_prefix("--"));
+        options.filter(|name| name.starts_with(|c: char| c.is_ascii_lowercase())).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn every_option_in_the_readme_is_there() {
+        let all: BTreeSet<String> = commands()
+            .iter()
+            .flat_map(|(command, _)| command.get_arguments().filter_map(|option| option.get_long()))
+            .map(str::to_owned)
+            .collect();
+        let named = options_in_readme();
+        assert!(named.len() > 20 && named.contains("events"), "{named:?}");
+        let missing: Vec<_> = named.difference(&all).collect();
+        assert!(missing.is_empty(), "README.md names options that no command has: {missing:?}");
+    }
+
+    #[test]
+    fn help_says_what_becomes_of_the_files() {
+        let commands = commands();
+        let help = |name: &str| {
+            let (_, help) =
+                commands.iter().find(|(command, _)| command.get_name() == name).expect("a command");
+            help.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        for words in ["written anew at each start", "'--events - >>FILE' goes on", "SOCK.inflight"] {
+            assert!(help("serve").contains(words), "{words}: {}", help("serve"));
+        }
+        for command in ["serve", "check"] {
+            assert!(help(command).contains("3 n") && help(command).contains("could be verified or told"));
+        }
     }
 
     #[test]
