@@ -5,7 +5,9 @@
 
 use std::rc::Rc;
 
-use super::{ExtentId, Walk, is_same_extent, survivor};
+use super::deaths::is_same_extent;
+use super::survivors::survivor;
+use super::{ExtentId, Walk};
 use crate::codes::Code;
 use crate::delta::pairs::Pairs;
 use crate::edges::{self, Edge};
