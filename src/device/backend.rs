@@ -13,6 +13,7 @@ use tracing::{debug, error};
 use vhost::vhost_user::Backend as FrontendProxy;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::VhostUserBackend;
+use vm_memory::GuestAddressSpace as _;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
@@ -138,7 +139,8 @@ impl VhostUserBackend for Backend {
     }
 
     fn acked_features(&self, features: u64) {
-        self.shared.write_cache.negotiated(config::has_flush(features));
+        let has_switch = config::has_cache_switch(features);
+        self.shared.write_cache.negotiated(config::has_flush(features), has_switch);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -146,8 +148,8 @@ impl VhostUserBackend for Backend {
     }
 
     fn reset_device(&self) {
+        // What the guest has set stays as it is: see the write cache.
         self.quiesce(Draining::Ring);
-        self.shared.write_cache.reset();
     }
 
     fn set_event_idx(&self, _enabled: bool) {
@@ -159,16 +161,16 @@ impl VhostUserBackend for Backend {
         let disk = &self.shared.size;
         let len = if config::tells_capacity(offset, size) { disk.tell() } else { disk.len() };
         config::set_capacity(&mut space, len);
-        config::set_write_cache(&mut space, !self.shared.write_cache.is_write_through());
+        if config::tells_write_cache(offset, size) {
+            let Shared { write_cache, memory, .. } = self.shared.as_ref();
+            config::set_write_cache(&mut space, write_cache.tell(&memory.memory()));
+        }
         config::read_config(&space, offset, size)
     }
 
     fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
         match config::write_cache_setting(offset, buf) {
-            Some(on) => {
-                self.shared.write_cache.turn(on);
-                self.shared.record.set_write_through(!on);
-            }
+            Some(on) => self.shared.write_cache.turn(on, &self.shared.memory.memory()),
             // An error would end the connection.
             None => debug!(offset, len = buf.len(), "ignored a write to the configuration space"),
         }
@@ -182,8 +184,9 @@ impl VhostUserBackend for Backend {
         *ours = Channel::take(channel);
     }
 
-    fn update_memory(&self, _memory: MemorySpace) -> io::Result<()> {
+    fn update_memory(&self, memory: MemorySpace) -> io::Result<()> {
         // The workers look at the table anew for each request.
+        self.shared.write_cache.memory_is(&memory.memory());
         Ok(())
     }
 

@@ -83,8 +83,8 @@ impl BareQueue {
         memory: MemorySpace,
         record: Arc<Record>,
     ) -> io::Result<Self> {
-        let write_cache = WriteCache::default();
-        write_cache.negotiated(!disk.write_through);
+        let write_cache = WriteCache::new(record.write_cache());
+        write_cache.negotiated(!disk.write_through, false);
         let shared = Arc::new(Shared {
             tap,
             size: Size::new(disk.len, BLOCK_SIZES[0]),

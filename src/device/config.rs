@@ -44,6 +44,11 @@ pub(super) fn has_flush(features: u64) -> bool {
     features & (1 << VIRTIO_BLK_F_FLUSH) != 0
 }
 
+/// Whether a guest that took `features` is told of its write cache, and may turn it off and on.
+pub(super) fn has_cache_switch(features: u64) -> bool {
+    features & (1 << VIRTIO_BLK_F_CONFIG_WCE) != 0
+}
+
 /// What a write of `bytes` at `offset` of the configuration space sets the write cache to, if it does: the one field a
 /// guest may write.
 pub(super) fn write_cache_setting(offset: u32, bytes: &[u8]) -> Option<bool> {
@@ -137,6 +142,12 @@ pub(super) fn tells_capacity(offset: u32, size: u32) -> bool {
         && offset.saturating_add(size) as usize >= offset_of!(virtio_blk_config, capacity) + size_of::<u64>()
 }
 
+/// Whether reading `size` bytes from `offset` tells whether the write cache is on.
+pub(super) fn tells_write_cache(offset: u32, size: u32) -> bool {
+    let at = offset_of!(virtio_blk_config, wce) as u32;
+    (offset..offset.saturating_add(size)).contains(&at)
+}
+
 /// Says in `space` whether the write cache is on.
 pub(super) fn set_write_cache(space: &mut [u8], on: bool) {
     space[offset_of!(virtio_blk_config, wce)] = on.into();
@@ -205,6 +216,8 @@ mod tests {
         assert_eq!(write_cache_setting(30, &[0, 0, 1, 0]), Some(true));
         assert_eq!(write_cache_setting(33, &[0, 0]), None);
         assert_eq!(write_cache_setting(0, &[0; 32]), None);
+        assert!(tells_write_cache(32, 1) && tells_write_cache(0, u32::MAX));
+        assert!(!tells_write_cache(0, 32) && !tells_write_cache(33, u32::MAX) && !tells_write_cache(32, 0));
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod channel;
 mod config;
 mod copies;
 mod held;
+mod identity;
 mod in_flight;
 mod inflight;
 pub mod limits;

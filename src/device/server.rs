@@ -211,7 +211,7 @@ impl Core<'_> {
             abandoned: AtomicBool::new(false),
             flush_failed: Arc::clone(&self.lasting.flush_failed),
             throttle: self.lasting.throttle.clone(),
-            write_cache: WriteCache::default(),
+            write_cache: WriteCache::new(self.lasting.record.write_cache()),
             poll: self.options.poll,
             turn: TURN,
             copied: Arc::default(),

@@ -1,4 +1,4 @@
-//! Discards, zeros, and a write cache that the guest may turn off.
+//! Discards and zeros.
 
 use btrfs_shadow::image::RawOptions;
 use btrfs_shadow::tap::Erase;
@@ -12,8 +12,6 @@ const STATUS: u64 = FREE + 0x100;
 const T_DISCARD: u32 = 11;
 const T_WRITE_ZEROES: u32 = 13;
 const UNMAP: u32 = 1;
-/// Where the write cache's setting is in the configuration space.
-const WCE: u32 = 32;
 
 /// A range as the driver names it.
 fn range(sector: u64, count: u32, flags: u32) -> Vec<u8> {
@@ -98,55 +96,4 @@ fn ranges_that_make_no_sense_are_refused() {
     assert_eq!(erase(&mut frontend, T_DISCARD, &range(0, 1, 0)), S_IOERR);
     assert_eq!(erase(&mut frontend, T_WRITE_ZEROES, &range(0, 1, 0)), S_IOERR);
     assert_eq!(device.on_disk(0, 512), [7; 512]);
-}
-
-#[test]
-fn a_guest_may_turn_its_write_cache_off_and_on() {
-    let device = Setup::default().start();
-    let mut frontend = Frontend::connect(&device.socket, F_FLUSH);
-    let flushes = || device.tap.events().iter().filter(|event| **event == Event::Flushed).count();
-    assert_eq!(frontend.config(WCE, 1), [1]);
-    assert_eq!(frontend.proper(T_OUT, 8, Some((DATA, 512))), S_OK);
-    assert_eq!(flushes(), 0);
-    frontend.set_config(WCE, &[0]);
-    assert_eq!(frontend.config(WCE, 1), [0]);
-    assert_eq!(frontend.proper(T_OUT, 8, Some((DATA, 512))), S_OK);
-    assert_eq!(erase(&mut frontend, T_DISCARD, &range(0, 8, 0)), S_OK);
-    assert_eq!(flushes(), 2);
-    frontend.set_config(WCE, &[1]);
-    assert_eq!(frontend.config(WCE, 1), [1]);
-    assert_eq!(frontend.proper(T_OUT, 8, Some((DATA, 512))), S_OK);
-    assert_eq!(flushes(), 2);
-}
-
-/// What QEMU says when its virtual machine is stopped and goes on. Its guest has set its cache once, and counts on it.
-#[test]
-fn a_write_cache_that_is_off_stays_so_until_the_device_is_reset() {
-    let device = Setup::default().start();
-    let mut frontend = Frontend::connect(&device.socket, F_FLUSH);
-    let flushes = || device.tap.events().iter().filter(|event| **event == Event::Flushed).count();
-    frontend.set_config(WCE, &[0]);
-    for stops in 0..3 {
-        assert_eq!(frontend.config(WCE, 1), [0], "after {stops} stops");
-        assert_eq!(frontend.proper(T_OUT, 8, Some((DATA, 512))), S_OK);
-        assert_eq!(flushes(), stops + 1);
-        frontend.stop_ring();
-        frontend.set_features(F_FLUSH);
-        frontend.start_ring();
-    }
-    frontend.stop_ring();
-    frontend.reset_device();
-    frontend.set_features(F_FLUSH);
-    frontend.start_ring();
-    assert_eq!(frontend.config(WCE, 1), [1]);
-    assert_eq!(frontend.proper(T_OUT, 8, Some((DATA, 512))), S_OK);
-    assert_eq!(flushes(), 3);
-    // Without flushes there is no cache to turn on.
-    frontend.stop_ring();
-    frontend.set_features(0);
-    frontend.start_ring();
-    frontend.set_config(WCE, &[1]);
-    assert_eq!(frontend.config(WCE, 1), [0]);
-    assert_eq!(frontend.proper(T_OUT, 8, Some((DATA, 512))), S_OK);
-    assert_eq!(flushes(), 4);
 }

@@ -18,6 +18,7 @@ use crate::harness::PATIENCE;
 pub const F_EVENT_IDX: u64 = 1 << 29;
 pub const F_INDIRECT: u64 = 1 << 28;
 pub const F_FLUSH: u64 = 1 << 9;
+pub const F_CONFIG_WCE: u64 = 1 << 11;
 const F_VERSION_1: u64 = 1 << 32;
 const F_PROTOCOL: u64 = 1 << 30;
 /// Of the protocol: the backend may have a channel of its own.
@@ -141,6 +142,33 @@ impl Frontend {
         frontend
     }
 
+    /// Hangs up. The guest is still there, and its rings are.
+    pub fn hang_up(&mut self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Connects again, for the same guest; starts no ring.
+    pub fn reach(&mut self, path: &Path, features: u64) {
+        self.hang_up();
+        self.socket = UnixStream::connect(path).unwrap();
+        self.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.handshake(features);
+    }
+
+    /// Sets up ring 0 to be gone on with from the used index, as QEMU does where it has lost a backend.
+    pub fn start_ring_where_used(&mut self) {
+        let used = self.used_idx();
+        let avail = std::mem::replace(&mut self.avail, used);
+        self.start_ring();
+        self.avail = avail;
+    }
+
+    /// The guest's next driver has rings that were never used.
+    pub fn begin_rings_anew(&mut self) {
+        self.fill(0, &[0; FREE as usize]);
+        (self.avail, self.used) = (0, 0);
+    }
+
     fn handshake(&mut self, features: u64) {
         self.handshake_with(features, 0);
     }
@@ -221,6 +249,8 @@ impl Frontend {
         let mut body = words(&[offset, bytes.len() as u32, 0]);
         body.extend(bytes);
         self.tell(25, &body, &[]);
+        // Answered when it has been done.
+        self.ask(1, &[]);
     }
 
     pub fn tell(&mut self, code: u32, body: &[u8], fds: &[RawFd]) {

@@ -109,6 +109,15 @@ impl TestTap {
     pub fn held(&self) -> usize {
         self.held.lock().unwrap().len()
     }
+
+    /// Waits until it holds a write.
+    pub fn wait_for_held(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.held() == 0 {
+            assert!(Instant::now() < deadline, "waited too long");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 impl Tap for TestTap {
@@ -229,9 +238,14 @@ impl Setup {
     }
 
     pub fn start(self) -> Device {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("disk.img");
-        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        self.start_in(&Arc::new(tempfile::tempdir().unwrap()))
+    }
+
+    /// The same, in a directory where there may be the image of an earlier one.
+    pub fn start_in(self, home: &Arc<TempDir>) -> Device {
+        let path = home.path().join("disk.img");
+        let mut options = File::options();
+        let file = options.read(true).write(true).create(true).truncate(false).open(&path).unwrap();
         file.set_len(SIZE).unwrap();
         let image: Arc<dyn Image> = Arc::new(RawImage::open_with(&path, self.raw).unwrap());
         let tap = Arc::new(TestTap {
@@ -244,7 +258,7 @@ impl Setup {
             changed: Condvar::new(),
         });
         let image = Arc::new(Counting { image, looks: self.looks });
-        let socket = dir.path().join("vhost.sock");
+        let socket = home.path().join("vhost.sock");
         let stop = StopHandle::new().unwrap();
         let mut server =
             Server::bind(Socket::Path(socket.clone()), image, tap.clone(), self.options).unwrap();
@@ -256,7 +270,7 @@ impl Setup {
             }
             sessions
         });
-        Device { tap, socket, stop, image: path, file, thread: Some(thread), _dir: dir }
+        Device { tap, socket, stop, image: path, file, thread: Some(thread), _home: home.clone() }
     }
 }
 
@@ -268,7 +282,7 @@ pub struct Device {
     pub image: PathBuf,
     file: File,
     thread: Option<JoinHandle<usize>>,
-    _dir: TempDir,
+    _home: Arc<TempDir>,
 }
 
 impl Device {

@@ -16,3 +16,4 @@ mod resize;
 mod rings;
 mod throttle;
 mod unruly;
+mod write_cache;

@@ -40,10 +40,12 @@ const RANGE: u64 = 0x20;
 const TABLE: u64 = 0x40;
 const PAYLOAD: u64 = 0x1000;
 
-/// EVENT_IDX, INDIRECT, FLUSH, WRITE_ZEROES, VERSION_1, and the protocol features, as bits.
-const FEATURES: u64 = 1 << 29 | 1 << 28 | 1 << 9 | 1 << 14 | 1 << 32 | 1 << 30;
+/// EVENT_IDX, INDIRECT, FLUSH, CONFIG_WCE, WRITE_ZEROES, VERSION_1, and the protocol features, as bits.
+const FEATURES: u64 = 1 << 29 | 1 << 28 | 1 << 9 | 1 << 11 | 1 << 14 | 1 << 32 | 1 << 30;
 /// MQ and CONFIG.
 const PROTOCOL: u64 = 1 | 1 << 9;
+/// Where the configuration space says whether the write cache is on.
+const WCE: u32 = 32;
 
 /// A request that was answered: queue, slot, status.
 pub type Answer = (usize, usize, u8);
@@ -123,12 +125,35 @@ impl Guest {
 
     /// Stops the rings in order, with nothing in flight, and disconnects.
     pub fn disconnect(&mut self) {
+        self.stop();
+        self.lose_connection();
+    }
+
+    /// Stops the rings in order, with nothing in flight, as QEMU does when its virtual machine is stopped.
+    pub fn stop(&mut self) {
         for queue in 0..QUEUES {
             let base = (self.ask(11, &words(&[queue as u32, 0])) >> 32) as u16;
             assert_eq!(base, self.rings[queue].avail, "what the backend has taken");
             assert_eq!(base, self.used_index(queue), "nothing is in flight");
         }
-        self.lose_connection();
+    }
+
+    /// SET_CONFIG: turns the write cache on or off. Returns when it has been done.
+    pub fn turn_write_cache(&mut self, on: bool) {
+        let mut body = words(&[WCE, 1, 0]);
+        body.push(on.into());
+        self.tell(25, &body, &[]);
+        self.ask(1, &[]);
+    }
+
+    /// GET_CONFIG: whether the write cache is on.
+    pub fn has_write_cache(&mut self) -> bool {
+        let mut body = words(&[WCE, 1, 0]);
+        body.push(0);
+        self.tell(24, &body, &[]);
+        let mut reply = [0; 25];
+        self.socket.as_mut().expect("a connection").read_exact(&mut reply).unwrap();
+        reply[24] != 0
     }
 
     /// Stops the rings and disconnects, whatever has become of what was in flight.

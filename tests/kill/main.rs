@@ -1,6 +1,7 @@
 //! The backend is killed under load and started again, and the guest goes on: nothing that was acknowledged is lost, no
 //! request is lost, answered twice or left hanging, and the guest's commits are verified on.
 
+mod cache;
 mod guest;
 mod load;
 mod process;

@@ -17,7 +17,11 @@ const RETRY: Duration = Duration::from_millis(10);
 
 /// "bshadowI", first in the file.
 const MAGIC: u64 = u64::from_be_bytes(*b"bshadowI");
-const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 2;
+/// The one before, whose records are taken over.
+pub(super) const VERSION_BEFORE: u64 = 1;
+/// Which word of the header it is.
+pub(super) const VERSION_WORD: usize = 1;
 
 /// The header's words: magic, version, queues, entries of a queue, and which boot of this machine the record is of: memory
 /// of a guest doesn't outlive that.
@@ -52,10 +56,10 @@ impl RecordFile {
         let this = Self { path: path.to_owned(), file };
         let wanted = header()?;
         match this.found()? {
-            Found::Header(found) if found == wanted => {}
+            Found::Header(found) if found == wanted || found == before(wanted) => {}
             Found::Nothing => this.make(&wanted)?,
             Found::Header(found) => {
-                if found[..4] == wanted[..4] {
+                if [wanted, before(wanted)].iter().any(|ours| ours[..4] == found[..4]) {
                     info!(path = %path.display(), "the record of requests in flight is of an earlier boot");
                 } else {
                     warn!(path = %path.display(), "the record of requests in flight is of another version");
@@ -114,6 +118,12 @@ impl RecordFile {
             warn!(path = %self.path.display(), %error, "cannot remove the record of requests in flight");
         }
     }
+}
+
+/// The header that a record of the version before would have.
+fn before(mut header: Header) -> Header {
+    header[VERSION_WORD] = VERSION_BEFORE;
+    header
 }
 
 /// What a file holds.

@@ -1,4 +1,4 @@
-//! A record of the requests in flight that outlives the process.
+//! A record of the requests in flight, and of the guest's write cache, that outlives the process.
 //!
 //! A frontend that loses its backend in the middle of work knows no more of a ring than its used index, and completions
 //! come in any order: without a record the next process would lose requests or carry them out that were answered. (The
@@ -8,9 +8,10 @@
 //!
 //! The layout is that of the specification's "inflight I/O tracking" for split rings, and so is the order of stores;
 //! a process may end between any two of them. Added is what makes sure that a record is never applied to another ring:
-//! where the ring lies and in which memory, and a fingerprint of each chain. Knows nothing of what a request is, nor of
-//! guest memory.
+//! where the ring lies and in which memory, and a fingerprint of each chain. Nor would a frontend that has to connect anew say
+//! again that its guest has turned its write cache off. Knows nothing of what a request is, nor of guest memory.
 
+mod cache;
 mod file;
 mod queue;
 
@@ -23,9 +24,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::limits::{MAX_QUEUE_SIZE, MAX_QUEUES};
 use file::RecordFile;
 
+pub(super) use cache::CacheRecord;
 pub(super) use queue::{Place, QueueRecord, Ring, TakenUp};
 
-/// Words of the header: what kind of record this is. The rest of a page is kept free.
+/// Words of the header, a page: what kind of record this is, and the write cache.
 const HEADER_WORDS: usize = 512;
 /// Words of a queue.
 const QUEUE_WORDS: usize = queue::HEADER_WORDS + queue::ENTRY_WORDS * MAX_QUEUE_SIZE;
@@ -53,7 +55,9 @@ impl Record {
     pub(super) fn open(path: Option<&Path>) -> io::Result<Arc<Self>> {
         let file = path.map(RecordFile::open).transpose()?;
         let words = map(file.as_ref())?;
-        Ok(Arc::new(Self { words, file }))
+        let this = Self { words, file };
+        this.take_over();
+        Ok(Arc::new(this))
     }
 
     /// The part of queue `number`, which must be below [`MAX_QUEUES`]. One at a time may be in use.
@@ -61,9 +65,26 @@ impl Record {
         QueueRecord::new(self.clone(), number)
     }
 
-    /// The guest has turned its write cache on or off, on all queues, which the next process has no other way to know.
-    pub(super) fn set_write_through(&self, on: bool) {
-        (0..MAX_QUEUES).for_each(|number| queue::set_write_through(self.part(number), on));
+    /// The part of the write cache. One at a time may be in use.
+    pub(super) fn write_cache(self: &Arc<Self>) -> CacheRecord {
+        CacheRecord::new(self.clone())
+    }
+
+    /// Makes a record of the version before this one out of what it is: requests in flight are noted alike, but each queue
+    /// had the write cache to itself.
+    fn take_over(&self) {
+        let version = &self.words()[file::VERSION_WORD];
+        if load(version) != file::VERSION_BEFORE {
+            return;
+        }
+        let parts = || (0..MAX_QUEUES).map(|number| self.part(number));
+        if parts().any(queue::was_write_through) {
+            let mut files: Vec<_> = parts().filter_map(queue::file).collect();
+            files.sort_unstable();
+            files.dedup();
+            cache::turn_off(self.words(), &files);
+        }
+        store(version, file::VERSION);
     }
 
     fn words(&self) -> &[AtomicU64] {
@@ -83,9 +104,10 @@ impl Record {
 }
 
 impl Drop for Record {
-    /// With nothing in flight the file says nothing that the ring doesn't.
+    /// With nothing in flight, and the write cache as it is at first, the file says nothing that the ring doesn't.
     fn drop(&mut self) {
         if self.is_idle()
+            && !cache::is_off(self.words())
             && let Some(file) = &self.file
         {
             file.remove();
@@ -148,5 +170,73 @@ mod lifetime {
     /// Whether there is a store left.
     pub(super) fn alive() -> bool {
         LEFT.get().is_some_and(|left| left > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn set(bytes: &mut [u8], word: usize, value: u64) {
+        bytes[word * 8..][..8].copy_from_slice(&value.to_ne_bytes());
+    }
+
+    /// A file of version 1, as a process of then that was killed left it. Queue 3 has a ring in file (7, 9), and a chain of
+    /// it in flight, if it is to have one; the write cache is off, as far as the queues among `off` say so.
+    fn left_by_version_1(path: &Path, has_ring: bool, off: &[usize]) {
+        let _ = fs::remove_file(path);
+        drop(RecordFile::open(path).unwrap());
+        let mut bytes = fs::read(path).unwrap();
+        set(&mut bytes, 1, 1);
+        let part = |number: usize| HEADER_WORDS + number * QUEUE_WORDS;
+        if has_ring {
+            for (word, value) in [8, 0x1000, 0x2000, 0x3000, 7, 9].into_iter().enumerate() {
+                set(&mut bytes, part(3) + word, value);
+            }
+            set(&mut bytes, part(3) + queue::HEADER_WORDS + 2 * queue::ENTRY_WORDS, 1);
+            set(&mut bytes, part(3) + queue::HEADER_WORDS + 2 * queue::ENTRY_WORDS + 1, 77);
+        }
+        for number in off {
+            set(&mut bytes, part(*number) + 8, 1);
+        }
+        fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn a_record_of_version_1_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        for off in [&[][..], &[3], &[0, 3, 63]] {
+            left_by_version_1(&path, true, off);
+            for _ in 0..2 {
+                let record = Record::open(Some(&path)).unwrap();
+                let cache = record.write_cache();
+                assert_eq!((cache.is_off(), cache.is_of(&[(7, 8)])), (!off.is_empty(), off.is_empty()));
+                let place = Place { size: 8, table: 0x1000, avail: 0x2000, used: 0x3000, memory: (7, 9) };
+                let ring = Ring { place, used_index: 0, next_avail: 0, offered: vec![2] };
+                let mut heads = Vec::new();
+                assert_eq!(record.queue(3).take_up(&ring, &mut heads, |_| 77), TakenUp::Same);
+                assert_eq!(heads, [2]);
+            }
+        }
+        // Of a guest that was stopped nothing was left but what was forgotten to be cleared: it may be any guest's.
+        left_by_version_1(&path, false, &[1, 2]);
+        let record = Record::open(Some(&path)).unwrap();
+        assert!(record.write_cache().is_off() && record.write_cache().is_of(&[(7, 8)]));
+    }
+
+    #[test]
+    fn a_file_is_kept_as_long_as_it_says_something() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        let record = || Record::open(Some(&path)).unwrap();
+        drop(record());
+        assert!(!path.exists());
+        record().write_cache().turn_off(&[(1, 2)]);
+        assert!(record().write_cache().is_off() && path.exists());
+        record().write_cache().turn_on();
+        assert!(!path.exists());
     }
 }

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::super::identity::FileId;
 use super::{Record, load, store};
 
 /// Words before the entries; a whole number of cache lines.
@@ -19,11 +20,12 @@ pub(super) const ENTRY_WORDS: usize = 2;
 const SIZE: usize = 0;
 /// Where it lies: table, available ring, used ring, device and inode of the memory.
 const PLACE: usize = 1;
+const MEMORY: usize = 4;
 /// The used index, without an answer that is being given.
 const USED: usize = 6;
 /// Head of the chain that was answered last, or is being answered.
 const LAST: usize = 7;
-/// Whether the guest has turned its write cache off.
+/// Of version 1 only: whether the guest has turned its write cache off.
 const WRITE_THROUGH: usize = 8;
 
 /// Which ring this is. Addresses are the guest's.
@@ -34,7 +36,7 @@ pub(in super::super) struct Place {
     pub(in super::super) avail: u64,
     pub(in super::super) used: u64,
     /// Device and inode number of the file that the memory with the table is. A guest's memory has one of its own.
-    pub(in super::super) memory: (u64, u64),
+    pub(in super::super) memory: FileId,
 }
 
 /// A ring as it is when it starts.
@@ -54,7 +56,7 @@ pub(in super::super) enum TakenUp {
     /// Nothing is known of it. Of another one the record knew `forgotten` chains in flight.
     New { forgotten: usize },
     /// It is gone on with.
-    Same { write_through: bool },
+    Same,
 }
 
 /// The part of one queue.
@@ -81,7 +83,7 @@ impl QueueRecord {
         if let Some(in_flight) = self.matching(ring, fingerprint) {
             self.next = in_flight.last().map_or(1, |(turn, _)| turn.saturating_add(1));
             heads.extend(in_flight.iter().map(|(_, head)| *head));
-            return TakenUp::Same { write_through: load(self.word(WRITE_THROUGH)) != 0 };
+            return TakenUp::Same;
         }
         let known = load(self.word(SIZE)) != 0;
         let forgotten = if known { in_flight(self.part()).len() } else { 0 };
@@ -162,11 +164,6 @@ impl QueueRecord {
         store(self.word(USED), u64::from(used.wrapping_add(1)));
     }
 
-    /// Whether the guest has turned its write cache off.
-    pub(in super::super) fn set_write_through(&self, on: bool) {
-        set_write_through(self.part(), on);
-    }
-
     fn part(&self) -> &[AtomicU64] {
         self.record.part(self.number)
     }
@@ -201,8 +198,15 @@ fn in_flight(part: &[AtomicU64]) -> Vec<(u64, u16)> {
     found
 }
 
-pub(super) fn set_write_through(part: &[AtomicU64], on: bool) {
-    store(&part[WRITE_THROUGH], on.into());
+/// Of a record of version 1: whether the guest has turned its write cache off.
+pub(super) fn was_write_through(part: &[AtomicU64]) -> bool {
+    load(&part[WRITE_THROUGH]) != 0
+}
+
+/// The file of the memory that the ring is in, if there is one.
+pub(super) fn file(part: &[AtomicU64]) -> Option<FileId> {
+    let file = (load(&part[MEMORY]), load(&part[MEMORY + 1]));
+    (load(&part[SIZE]) != 0 && file != (0, 0)).then_some(file)
 }
 
 pub(super) fn is_idle(part: &[AtomicU64]) -> bool {
@@ -377,12 +381,11 @@ mod tests {
 
     #[test]
     fn goes_on_in_the_order_of_taking() {
-        let same = (TakenUp::Same { write_through: false }, vec![7, 2]);
+        let same = (TakenUp::Same, vec![7, 2]);
         assert_eq!(heads(&left_behind(), &now()), same);
         assert_eq!(heads(&left_behind(), &Ring { next_avail: 2, ..now() }), same);
         let record = left_behind();
-        record.set_write_through(true);
-        assert_eq!(heads(&record, &now()), (TakenUp::Same { write_through: true }, vec![7, 2]));
+        assert_eq!(heads(&record, &now()), same);
         assert_eq!(heads(&record, &now()).1, [7, 2], "once more, if the next one dies at once");
     }
 
@@ -393,7 +396,7 @@ mod tests {
             change(&mut ring);
             let record = left_behind();
             assert_eq!(heads(&record, &ring), (TakenUp::New { forgotten: 2 }, vec![]), "{ring:?}");
-            assert_eq!(heads(&record, &ring), (TakenUp::Same { write_through: false }, vec![]), "{ring:?}");
+            assert_eq!(heads(&record, &ring), (TakenUp::Same, vec![]), "{ring:?}");
         };
         other(|ring| ring.place.size = 16);
         other(|ring| ring.place.table += 16);

@@ -7,7 +7,6 @@
 //! were not then. So it is begun again as requests are taken, a part at a time, and before any other.
 
 use std::collections::VecDeque;
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -15,11 +14,12 @@ use tracing::{info, warn};
 use vhost_user_backend::VringT;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Error, Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
 use super::{Vring, Worker, on_live_ring};
 use crate::device::Memory;
 use crate::device::chain::{self, Parsed};
+use crate::device::identity::file_at;
 use crate::device::inflight::{Place, Ring, TakenUp};
 use crate::tap::Draining;
 
@@ -38,6 +38,7 @@ impl Worker {
         let memory = self.shared.memory.memory().into_inner();
         let Some(ring) = on_live_ring(vring, |state| look_at(state.get_queue(), &memory)) else { return };
         self.resumed = true;
+        self.shared.write_cache.ring_starts(&memory);
         match ring {
             Ok(ring) => self.resume_ring(vring, &ring, &memory),
             Err(error) => self.complain(format_args!("ring is not accessible: {error}")),
@@ -49,12 +50,8 @@ impl Worker {
         let parse = |head| -> Parsed { chain::parse(Walk::new(memory, &ring.place, head), memory, disk) };
         let mut heads = Vec::new();
         let is_known = match self.record.take_up(ring, &mut heads, |head| parse(head).fingerprint) {
-            TakenUp::Same { write_through } => {
-                self.shared.write_cache.turn(!write_through);
-                true
-            }
+            TakenUp::Same => true,
             TakenUp::New { forgotten } => {
-                self.record.set_write_through(self.shared.write_cache.is_turned_off());
                 if forgotten > 0 {
                     let queue = self.queue;
                     warn!(queue, forgotten, "the requests on record are not of this ring; forgotten");
@@ -132,7 +129,7 @@ fn look_at(queue: &Queue, memory: &Memory) -> Result<Ring, Error> {
         table,
         avail: queue.avail_ring(),
         used: queue.used_ring(),
-        memory: identity(memory, table),
+        memory: file_at(memory, table),
     };
     let used_index = queue.used_idx(memory, Ordering::Acquire)?.0;
     let waiting = queue.avail_idx(memory, Ordering::Acquire)?.0.wrapping_sub(used_index);
@@ -145,13 +142,6 @@ fn look_at(queue: &Queue, memory: &Memory) -> Result<Ring, Error> {
     };
     let offered = (0..waiting).map(head).collect::<Result<_, _>>()?;
     Ok(Ring { place, used_index, next_avail: queue.next_avail(), offered })
-}
-
-/// Device and inode number of the file in which the memory at `addr` is; zeros where it is none.
-fn identity(memory: &Memory, addr: u64) -> (u64, u64) {
-    let region = memory.find_region(GuestAddress(addr));
-    let file = region.and_then(|region| region.file_offset()?.file().metadata().ok());
-    file.map_or((0, 0), |file| (file.dev(), file.ino()))
 }
 
 /// The descriptors of a chain that isn't in the available ring any more, as the library would follow them.
