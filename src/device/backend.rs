@@ -19,7 +19,8 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 
 use super::channel::Channel;
 use super::limits::MAX_QUEUE_SIZE;
-use super::worker::{Shared, Worker};
+use super::shared::Shared;
+use super::worker::Worker;
 use super::{MemorySpace, Vring, config};
 use crate::image::Image;
 use crate::tap::Draining;

@@ -14,8 +14,9 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::inflight::Record;
 use super::limits::{BLOCK_SIZES, MAX_QUEUE_SIZE, SERIAL_SIZE};
+use super::shared::Shared;
 use super::size::Size;
-use super::worker::{Shared, Worker};
+use super::worker::Worker;
 use super::write_cache::WriteCache;
 use super::{MemorySpace, Vring};
 use crate::engine::Engine;

@@ -30,6 +30,7 @@ pub mod limits;
 mod poll;
 mod server;
 mod session;
+mod shared;
 mod size;
 mod socket;
 mod stop;
