@@ -7,82 +7,19 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
-    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
 };
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::Memory;
-use super::limits::{ERASE_SECTORS, ERASE_SEGMENTS, MAX_DESCRIPTORS, SECTOR_SIZE};
+use super::limits::MAX_DESCRIPTORS;
+use super::request::{self, Disk, Refusal, Request};
 use crate::engine::SharedSlices;
-use crate::tap::Erase;
 
 /// Type, a reserved word and the sector: `struct virtio_blk_outhdr`.
 const HEADER_SIZE: usize = 16;
-
-/// Sector, number of sectors, flags: `struct virtio_blk_discard_write_zeroes`.
-const ERASE_SIZE: usize = 16;
-
-/// What a request is checked against.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Disk {
-    /// Size in bytes, as far as it can be addressed in sectors.
-    pub(super) len: u64,
-    /// Bytes of a logical block, a power of two of sectors. What isn't whole blocks isn't carried out.
-    pub(super) block_size: u32,
-    pub(super) read_only: bool,
-}
-
-/// What the guest wants. Offsets and lengths are whole blocks, and ranges lie within the disk.
-#[derive(Debug)]
-pub(super) enum Request {
-    Read {
-        offset: u64,
-        data: SharedSlices,
-    },
-    Write {
-        offset: u64,
-        data: SharedSlices,
-    },
-    Flush,
-    GetId {
-        data: SharedSlices,
-    },
-    /// Discard or write zeroes, to each of these ranges: byte offset and length.
-    Erase {
-        kind: Erase,
-        ranges: Vec<(u64, u64)>,
-    },
-}
-
-impl Request {
-    /// Bytes of data that are read or written.
-    pub(super) fn transferred(&self) -> usize {
-        match self {
-            Request::Read { data, .. } | Request::Write { data, .. } => data.len(),
-            Request::Flush | Request::GetId { .. } | Request::Erase { .. } => 0,
-        }
-    }
-}
-
-/// Why a request isn't carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// Not the device's to do; the guest may ask, and isn't worth a complaint.
-    Unsupported,
-    /// The request makes no sense.
-    Malformed(&'static str),
-}
-
-impl Refusal {
-    pub(super) fn status(self) -> u8 {
-        match self {
-            Refusal::Unsupported => VIRTIO_BLK_S_UNSUPP as u8,
-            Refusal::Malformed(_) => VIRTIO_BLK_S_IOERR as u8,
-        }
-    }
-}
 
 /// A chain taken apart.
 #[derive(Debug)]
@@ -202,7 +139,7 @@ impl Segments {
             }
             VIRTIO_BLK_T_IN => {
                 let data = resolve(memory, &self.writable)?;
-                Ok(Request::Read { offset: check_range(sector, data.len() as u64, disk)?, data })
+                Ok(Request::Read { offset: disk.offset(sector, data.len() as u64)?, data })
             }
             VIRTIO_BLK_T_OUT if disk.read_only => Err(Refusal::Malformed("write to a read-only disk")),
             VIRTIO_BLK_T_OUT if !self.writable.is_empty() => {
@@ -210,7 +147,7 @@ impl Segments {
             }
             VIRTIO_BLK_T_OUT => {
                 let data = resolve(memory, &self.readable)?;
-                Ok(Request::Write { offset: check_range(sector, data.len() as u64, disk)?, data })
+                Ok(Request::Write { offset: disk.offset(sector, data.len() as u64)?, data })
             }
             VIRTIO_BLK_T_FLUSH => Ok(Request::Flush),
             VIRTIO_BLK_T_GET_ID => Ok(Request::GetId { data: resolve(memory, &self.writable)? }),
@@ -221,7 +158,7 @@ impl Segments {
                 Err(Refusal::Malformed("ranges in writable memory"))
             }
             kind @ (VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES) => {
-                erase(&resolve(memory, &self.readable)?, kind == VIRTIO_BLK_T_WRITE_ZEROES, disk)
+                request::erase(&resolve(memory, &self.readable)?, kind == VIRTIO_BLK_T_WRITE_ZEROES, disk)
             }
             _ => Err(Refusal::Unsupported),
         }
@@ -269,53 +206,4 @@ fn resolve(memory: &Arc<Memory>, segments: &[Segment]) -> Result<SharedSlices, R
     // SAFETY: the slices are within the mappings of `memory`, which the Arc keeps; mappings of guest memory are
     // readable and writable, and nobody makes references to them.
     Ok(unsafe { SharedSlices::new(slices, memory.clone()) })
-}
-
-/// The ranges of a discard or write zeroes request. One kind of zeroes for all of them: the guest may leave it to the
-/// device whether a range is unmapped, so those that may be only are if all may.
-fn erase(data: &SharedSlices, zeroes: bool, disk: Disk) -> Result<Request, Refusal> {
-    if data.is_empty() || !data.len().is_multiple_of(ERASE_SIZE) {
-        return Err(Refusal::Malformed("ranges to erase are cut short"));
-    }
-    if data.len() / ERASE_SIZE > ERASE_SEGMENTS as usize {
-        return Err(Refusal::Malformed("too many ranges to erase"));
-    }
-    let mut ranges = Vec::new();
-    let mut unmap = true;
-    let bytes = data.to_vec();
-    for chunk in bytes.chunks_exact(ERASE_SIZE) {
-        let word = |at: usize| u32::from_le_bytes([chunk[at], chunk[at + 1], chunk[at + 2], chunk[at + 3]]);
-        let sector = u64::from(word(0)) | u64::from(word(4)) << 32;
-        let (count, flags) = (word(8), word(12));
-        let allowed = if zeroes { VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP } else { 0 };
-        if flags & !allowed != 0 {
-            return Err(Refusal::Unsupported);
-        }
-        if count > ERASE_SECTORS {
-            return Err(Refusal::Malformed("range to erase is too long"));
-        }
-        unmap &= flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
-        let len = u64::from(count) * SECTOR_SIZE;
-        ranges.push((check_range(sector, len, disk)?, len));
-    }
-    let kind = match (zeroes, unmap) {
-        (false, _) => Erase::Discard,
-        (true, unmap) => Erase::Zeroes { unmap },
-    };
-    Ok(Request::Erase { kind, ranges })
-}
-
-/// The byte offset of a request of `len` bytes.
-fn check_range(sector: u64, len: u64, disk: Disk) -> Result<u64, Refusal> {
-    if !len.is_multiple_of(disk.block_size.into()) {
-        return Err(Refusal::Malformed("length is not in whole blocks"));
-    }
-    let offset = sector.checked_mul(SECTOR_SIZE);
-    if offset.is_some_and(|offset| !offset.is_multiple_of(disk.block_size.into())) {
-        return Err(Refusal::Malformed("offset is not in whole blocks"));
-    }
-    match offset.and_then(|offset| offset.checked_add(len)) {
-        Some(end) if end <= disk.len => Ok(end - len),
-        _ => Err(Refusal::Malformed("beyond the end of the disk")),
-    }
 }

@@ -8,7 +8,7 @@
 //! engines use are the same again, and empty.)
 //!
 //! ```text
-//! server ── session ── backend ── worker (one per queue and thread) ── chain, engine, tap
+//! server ── session ── backend ── worker (one per queue and thread) ── chain, request, engine, tap
 //!    │         │                        └── inflight (a record that outlives the process)
 //!    │         ├── size, channel (the image's size, and how a running guest hears of another one)
 //!    │         └── bridge (only for --fd with a connected socket)
@@ -28,6 +28,7 @@ mod in_flight;
 mod inflight;
 pub mod limits;
 mod poll;
+mod request;
 mod server;
 mod session;
 mod shared;

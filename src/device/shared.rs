@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use super::MemorySpace;
-use super::chain::Disk;
 use super::inflight::Record;
+use super::request::Disk;
 use super::size::Size;
 use super::throttle::Throttle;
 use super::write_cache::WriteCache;

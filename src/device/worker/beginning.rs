@@ -8,9 +8,10 @@ use tracing::error;
 
 use super::{IOERR, OK, Worker};
 use crate::device::Memory;
-use crate::device::chain::{Parsed, Refusal, Request};
+use crate::device::chain::Parsed;
 use crate::device::in_flight::{Pending, Stage};
 use crate::device::limits::MAX_COPY;
+use crate::device::request::{Refusal, Request};
 use crate::engine::{Buffer, SharedSlices};
 use crate::tap::{CopyFate, Erase, WritePlan};
 

@@ -10,8 +10,9 @@ use vm_memory::GuestAddressSpace as _;
 
 use super::{Vring, Worker, on_live_ring};
 use crate::device::Memory;
-use crate::device::chain::{self, Request};
+use crate::device::chain;
 use crate::device::limits::{BATCH, BATCH_BYTES};
+use crate::device::request::Request;
 use crate::tap::Erase;
 
 impl Worker {
