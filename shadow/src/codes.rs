@@ -272,6 +272,16 @@ codes! {
         "the bytes of a file differ from the sum of its extents";
     InodeExtents "inode/extents" Error
         "file extents that overlap, or leave a hole where holes have extents";
+    InodeFileType "inode/filetype" Error
+        "a directory entry that says another type of file than the inode is";
+    InodeTop "inode/top-directory" Error
+        "the top directory of a subvolume has another name than '..' with index 0";
+    InodeOddItem "inode/odd-item" Error
+        "file extents of a directory, or directory entries of another file";
+    InodeCsumMissing "inode/csum-missing" Error
+        "file data without checksums, of an inode that is not NODATASUM";
+    InodeNoDataSum "inode/nodatasum" Warning
+        "an inode that is NODATASUM, and has data with checksums or compressed data";
 }
 
 impl Code {

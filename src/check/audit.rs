@@ -112,13 +112,14 @@ pub fn verify_inodes(
 ) -> Vec<Violation> {
     let forest = Forest::new(snapshot, source);
     let subvolumes = inodes::subvolumes(&forest);
+    let checksums = inodes::Checksums::read(&forest);
     progress.begin("inodes", subvolumes.len() as u64);
-    let found = subvolumes.into_par_iter().flat_map_iter(|(id, root)| {
-        let found = inodes::verify(&forest, id, &root);
+    let found = subvolumes.into_par_iter().filter_map(|(id, root)| {
+        let found = inodes::verify(&forest, id, &root, checksums.as_ref());
         progress.advance(1);
         found
     });
-    let found = found.collect();
+    let found = inodes::unite(&forest, found.collect());
     progress.end();
     found
 }
