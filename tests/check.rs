@@ -71,6 +71,9 @@ fn sound_inodes_are_passed_over_in_silence() {
     let silent = |name: &str, image: &Path| {
         let output = check_inodes(image);
         assert_eq!(output.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&output.stdout));
+        // Nor does any rule warn that is about inodes.
+        let warnings = codes(&events(&output)).into_iter().filter(|code| code.starts_with("inode/"));
+        assert_eq!(warnings.collect::<Vec<_>>(), [""; 0], "{name}");
     };
     for row in corpus::rows().iter().filter(|row| row.verdict == Verdict::Clean) {
         silent(&row.file, row.unpack().path());
@@ -79,7 +82,24 @@ fn sound_inodes_are_passed_over_in_silence() {
     for options in ["-n 4096 -m dup", "-n 16384 -O ^no-holes -R ^free-space-tree"] {
         silent(options, testkit::Spec::new(options, options).build(&script).path());
     }
+    // Data with checksums, without, and partly written, moved by a balance.
+    for mount in ["compress-force=zlib", "nodatasum", "nodatacow"] {
+        silent(mount, testkit::Spec::new(mount, "-n 4096").mounted(mount).build(DATA).path());
+    }
 }
+
+/// Files of all kinds of data, which a balance moves as they are.
+const DATA: &str = r#"
+    head -c 300000 /dev/urandom > file; seq 90000 > text; cp --reflink=always text clone
+    mkdir nocow; chattr +C nocow; head -c 200000 /dev/urandom > nocow/file
+    fallocate -l 2M pre; dd if=/dev/urandom of=pre bs=4k count=9 seek=50 conv=notrunc,fsync status=none
+    cp --reflink=always pre reflink; dd if=/dev/urandom of=pre bs=4k count=9 seek=70 conv=notrunc,fsync status=none
+    btrfs -q subvolume snapshot . snap; dd if=/dev/urandom of=pre bs=4k count=9 seek=90 conv=notrunc status=none
+    fallocate -p -o 8192 -l 65536 file; fallocate -z -o 100000 -l 90000 file; truncate -s 150000 file
+    head -c 300 /dev/urandom > inline; truncate -s 3M hole; echo x | dd of=hole bs=1 seek=2000000 conv=notrunc status=none
+    ln -s file link; mkfifo pipe; mknod device c 1 3; mkdir d; ln file d/hard
+    sync -f .; btrfs -q balance start --full-balance .; sync -f .
+"#;
 
 /// Inodes that `btrfs check` finds fault with, planted: each is found, and by no one who has not asked.
 #[test]
@@ -102,6 +122,23 @@ fn damaged_inodes_are_found_where_they_are_asked_for() {
             planted.change
         );
     }
+}
+
+/// A checksum item that is lost is one report, however many snapshots share the file, and it says which file.
+#[test]
+fn lost_checksums_are_one_report_for_all_snapshots() {
+    let script = "btrfs -q subvolume create sv; for i in $(seq 20); do head -c 65536 /dev/urandom > sv/f$i; done; \
+        sync -f .; for i in $(seq 30); do btrfs -q subvolume snapshot sv s$i; done; sync -f .";
+    let image = testkit::Spec::new("shared", "-n 4096").build(script);
+    let kind = corrupt::find("csum-item-of-files-halved").expect("a kind");
+    let planted = corrupt::corrupt_image(image.path(), &kind, 1).expect("a checksum item");
+    let found = events(&check_inodes(image.path()));
+    let reports: Vec<&Value> = found.iter().filter(|event| event["event"] == "violation").collect();
+    assert_eq!(codes(&found), ["inode/csum-missing"], "{planted:?}: {found:?}");
+    let message = reports[0]["message"].as_str().expect("a message");
+    assert!(message.contains("more files") && message.contains("some csum missing"), "{message}");
+    let path = reports[0]["path"].as_str().expect("a path");
+    assert!(path.contains("/f") && path.contains("subvolume"), "{path}");
 }
 
 /// What is no btrfs: a clear message and exit 2, never a panic.

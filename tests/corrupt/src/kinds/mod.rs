@@ -65,6 +65,7 @@ pub(crate) enum Place {
 
 impl Place {
     pub(crate) const CSUM_LEAF: Place = Place::LeafOf(ids::CSUM_TREE);
+    pub(crate) const DATA_RELOC_LEAF: Place = Place::LeafOf(ids::DATA_RELOC_TREE);
     pub(crate) const CHUNK_LEAF: Place = Place::LeafOf(ids::CHUNK_TREE);
     pub(crate) const DEV_LEAF: Place = Place::LeafOf(ids::DEV_TREE);
     pub(crate) const FREE_SPACE_LEAF: Place = Place::LeafOf(ids::FREE_SPACE_TREE);
