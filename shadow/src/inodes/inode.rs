@@ -24,8 +24,6 @@ pub(super) struct Inode {
     overlap: Option<u64>,
     /// File offset of the first file extent.
     first_extent: Option<u64>,
-    /// File offset of the first compressed extent on disk.
-    compressed: Option<u64>,
 }
 
 impl Inode {
@@ -41,7 +39,6 @@ impl Inode {
             gap: None,
             overlap: None,
             first_extent: None,
-            compressed: None,
         }
     }
 
@@ -59,9 +56,6 @@ impl Inode {
             FileExtent::Regular(range) | FileExtent::Prealloc(range) => {
                 if range.disk_bytenr != 0 {
                     self.bytes = self.bytes.saturating_add(range.num_bytes);
-                }
-                if encoding.compression != 0 {
-                    self.compressed.get_or_insert(key.offset);
                 }
                 range.num_bytes
             }
@@ -111,10 +105,6 @@ impl Inode {
         let mut faults = Vec::new();
         if let Some(offset) = self.overlap {
             faults.push((Code::InodeExtents, format!("file extents overlap at {offset}")));
-        }
-        if let Some(offset) = self.compressed.filter(|_| item.is_nodatasum()) {
-            let message = format!("bad file extent, compressed data without checksums at {offset}");
-            faults.push((Code::InodeNoDataSum, message));
         }
         // While a file is being deleted over several commits, its inode item stays as it was.
         if item.nlink == 0 || !item.has_data() {

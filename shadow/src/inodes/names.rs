@@ -244,3 +244,57 @@ fn report(forest: &Forest<'_>, code: Code, mut found: Vec<(Site, String)>) -> Ve
     };
     found.into_iter().map(violation).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file with two names, and a subvolume.
+    fn sound() -> Vec<(Place, Name<'static>)> {
+        let mut names = Vec::new();
+        for (directory, index, name) in [(256, 2, b"a"), (257, 9, b"b")] {
+            for (place, index) in [(Place::InodeRef, index), (Place::DirIndex, index), (Place::DirItem, 77)] {
+                let location = (300, item::INODE_ITEM);
+                names.push((place, Name { directory, index, location, dir_type: Some(1), name }));
+            }
+        }
+        for (place, index) in [(Place::DirIndex, 3), (Place::DirItem, 78)] {
+            let location = (400, item::ROOT_ITEM);
+            names.push((place, Name { directory: 256, index, location, dir_type: Some(2), name: b"s" }));
+        }
+        names
+    }
+
+    fn sums(names: &[(Place, Name<'_>)]) -> (bool, bool) {
+        let mut sums = Names::default();
+        names.iter().for_each(|(place, name)| sums.add(*place, name));
+        ((sums.indexed, sums.entries) == (0, 0), sums.types == 0)
+    }
+
+    #[test]
+    fn names_and_types_agree_until_one_of_them_is_another() {
+        assert_eq!(sums(&sound()), (true, true));
+        for at in 0..sound().len() {
+            let mut types = sound();
+            types[at].1.dir_type = Some(6);
+            assert_eq!(sums(&types), (true, false), "the type of {at}");
+            let mut lost = sound();
+            lost.remove(at);
+            assert_eq!(sums(&lost), (false, false), "without {at}");
+            let mut renamed = sound();
+            renamed[at].1.name = b"x";
+            assert_eq!(sums(&renamed), (false, true), "the name of {at}");
+        }
+    }
+
+    #[test]
+    fn an_index_counts_where_it_is_one() {
+        for at in 0..sound().len() {
+            let mut moved = sound();
+            moved[at].1.index += 1;
+            // The key of a DIR_ITEM has the name's hash there; no INODE_REF says that of a subvolume.
+            let is_free = moved[at].0 == Place::DirItem || moved[at].1.location.1 == item::ROOT_ITEM;
+            assert_eq!(sums(&moved), (is_free, true), "the index of {at}");
+        }
+    }
+}

@@ -80,6 +80,16 @@ struct Lack {
     offset: u64,
 }
 
+/// The first extent of a NODATASUM file that no such file should have.
+#[derive(Debug, Clone, Copy)]
+struct Odd {
+    root: u64,
+    inode: u64,
+    start: u64,
+    /// It has checksums, or else is compressed.
+    has_checksums: bool,
+}
+
 /// What the files of one subvolume say of the checksum tree.
 #[derive(Debug, Default)]
 pub(super) struct Sums {
@@ -87,8 +97,8 @@ pub(super) struct Sums {
     lacks: Vec<Lack>,
     /// Ranges that were not kept.
     more: u64,
-    /// The first file of those that should have no checksums and have, with the address; and how many there are.
-    odd: Option<(u64, u64)>,
+    odd: Option<Odd>,
+    /// Files with such an extent, and the last of them.
     odd_files: u64,
     last_odd: u64,
 }
@@ -115,9 +125,9 @@ impl Sums {
         };
         let used = (start, start.saturating_add(len));
         if is_nodatasum {
-            if checksums.touches(used) && self.last_odd != key.objectid {
-                self.odd.get_or_insert((key.objectid, start));
-                (self.odd_files, self.last_odd) = (self.odd_files + 1, key.objectid);
+            let has_checksums = checksums.touches(used);
+            if has_checksums || encoding.compression != 0 {
+                self.note_odd(Odd { root: self.root, inode: key.objectid, start, has_checksums });
             }
             return;
         }
@@ -139,27 +149,32 @@ impl Sums {
         }
     }
 
-    /// That files which should have no checksums have some: one report, since one tool will have made them all.
-    pub(super) fn odd(&self) -> Option<Violation> {
-        let (inode, start) = self.odd?;
-        let more = match self.odd_files {
-            1 => String::new(),
-            files => format!(", and {} more", files - 1),
-        };
-        let root = self.root;
-        let text =
-            format!("root {root} inode {inode}{more}: odd csum item, NODATASUM but checksums at {start}");
-        Some(Violation::new(Code::InodeNoDataSum, start, 0, text).with_key(RefKey::data(root, inode, 0)))
+    fn note_odd(&mut self, odd: Odd) {
+        if self.last_odd != odd.inode {
+            self.odd.get_or_insert(odd);
+            (self.odd_files, self.last_odd) = (self.odd_files + 1, odd.inode);
+        }
     }
 }
 
 /// Puts together what several subvolumes say: one report for each range that has lost its checksums, however many
-/// files share it.
+/// files share it, and one for all NODATASUM files.
 pub(super) fn tell(forest: &Forest<'_>, found: Vec<Sums>) -> Vec<Violation> {
+    let odd = odd(forest, &found);
     let more: u64 = found.iter().map(|sums| sums.more).sum();
-    let mut lacks: Vec<Lack> = found.into_iter().flat_map(|sums| sums.lacks).collect();
+    let mut groups = group(found.into_iter().flat_map(|sums| sums.lacks).collect());
+    let untold = (groups.len().saturating_sub(TOLD_LIMIT) as u64).saturating_add(more);
+    groups.truncate(TOLD_LIMIT);
+    let last = groups.len().saturating_sub(1);
+    let tell = |(index, (range, lacks)): (usize, (Range, Vec<Lack>))| {
+        missing(forest, range, &lacks, if index == last { untold } else { 0 })
+    };
+    groups.into_iter().enumerate().filter_map(tell).chain(odd).collect()
+}
+
+/// Joins ranges that touch, each with all that make it up.
+fn group(mut lacks: Vec<Lack>) -> Vec<(Range, Vec<Lack>)> {
     lacks.sort_unstable();
-    // Ranges that touch, with the first file and the others.
     let mut groups: Vec<(Range, Vec<Lack>)> = Vec::new();
     for lack in lacks {
         match groups.last_mut() {
@@ -170,13 +185,32 @@ pub(super) fn tell(forest: &Forest<'_>, found: Vec<Sums>) -> Vec<Violation> {
             _ => groups.push((lack.range, vec![lack])),
         }
     }
-    let untold = (groups.len().saturating_sub(TOLD_LIMIT) as u64).saturating_add(more);
-    groups.truncate(TOLD_LIMIT);
-    let last = groups.len().saturating_sub(1);
-    let tell = |(index, (range, lacks)): (usize, (Range, Vec<Lack>))| {
-        missing(forest, range, &lacks, if index == last { untold } else { 0 })
-    };
-    groups.into_iter().enumerate().filter_map(tell).collect()
+    groups
+}
+
+/// That NODATASUM files have what they should not: one report, since one tool or old kernel will have made them all.
+fn odd(forest: &Forest<'_>, found: &[Sums]) -> Option<Violation> {
+    let Odd { root, inode, start, has_checksums } = found.iter().find_map(|sums| sums.odd)?;
+    let others = others(found.iter().map(|sums| sums.odd_files).sum());
+    let what = if has_checksums { "odd csum item, checksums" } else { "bad file extent, compressed data" };
+    let text = format!("root {root} inode {inode}{others}: {what} at {start} though NODATASUM");
+    let violation =
+        Violation::new(Code::InodeNoDataSum, start, 0, text).with_key(RefKey::data(root, inode, 0));
+    Some(with_path(forest, violation))
+}
+
+/// ", and 3 more files", of 4.
+fn others(files: u64) -> String {
+    match files.saturating_sub(1) {
+        0 => String::new(),
+        1 => ", and 1 more file".to_owned(),
+        more => format!(", and {more} more files"),
+    }
+}
+
+fn with_path(forest: &Forest<'_>, mut violation: Violation) -> Violation {
+    violation.path = paths::describe(forest, &violation);
+    violation
 }
 
 /// That a range has no checksums: the report of its first file.
@@ -185,19 +219,15 @@ fn missing(forest: &Forest<'_>, (start, end): Range, lacks: &[Lack], untold: u64
     let mut files: Vec<(u64, u64)> = lacks.iter().map(|lack| (lack.root, lack.inode)).collect();
     files.sort_unstable();
     files.dedup();
-    let others = match files.len() {
-        0 | 1 => String::new(),
-        files => format!(", and {} more files", files - 1),
-    };
+    let others = others(files.len() as u64);
     let elsewhere = if untold > 0 { format!("; {untold} more ranges are lacking") } else { String::new() };
     let text = format!(
         "root {root} inode {inode}{others}: some csum missing, none for {start}-{end} ({} bytes){elsewhere}",
         end - start
     );
-    let mut violation = Violation::new(Code::InodeCsumMissing, start, end - start, text)
+    let violation = Violation::new(Code::InodeCsumMissing, start, end - start, text)
         .with_key(RefKey::data(root, inode, offset));
-    violation.path = paths::describe(forest, &violation);
-    Some(violation)
+    Some(with_path(forest, violation))
 }
 
 #[cfg(test)]
@@ -223,5 +253,38 @@ mod tests {
         assert_eq!(lacking(&ranges, (60, 61)), [(60, 61)]);
         assert_eq!(lacking(&ranges, (35, 55)), [(40, 50)]);
         assert_eq!(lacking(&[], (3, 5)), [(3, 5)]);
+    }
+
+    #[test]
+    fn what_several_files_lack_is_told_once() {
+        let lack = |range, root, inode| Lack { range, root, inode, offset: 0 };
+        let all = vec![
+            lack((40, 50), 7, 300),
+            lack((0, 10), 5, 257),
+            lack((10, 20), 5, 258),
+            lack((5, 12), 6, 257),
+            lack((21, 30), 5, 259),
+        ];
+        let groups = group(all);
+        let told: Vec<_> = groups.iter().map(|(range, lacks)| (*range, lacks.len())).collect();
+        assert_eq!(told, [((0, 20), 3), ((21, 30), 1), ((40, 50), 1)]);
+        assert_eq!(groups[0].1[0], lack((0, 10), 5, 257), "the first of the range is named");
+        assert!(group(Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn a_file_that_lacks_much_is_kept_as_ranges_and_no_more_of_them_than_there_is_room_for() {
+        let mut sums = Sums::new(5);
+        let lack = |start, inode| Lack { range: (start, start + 4), root: 5, inode, offset: 0 };
+        for start in [0, 4, 8, 16] {
+            sums.keep(lack(start, 257));
+        }
+        sums.keep(lack(20, 258));
+        assert_eq!(
+            sums.lacks.iter().map(|lack| lack.range).collect::<Vec<_>>(),
+            [(0, 12), (16, 20), (20, 24)]
+        );
+        (0..KEPT_LIMIT as u64).for_each(|index| sums.keep(lack(index * 8 + 100, 259)));
+        assert_eq!((sums.lacks.len(), sums.more), (KEPT_LIMIT, 3));
     }
 }
