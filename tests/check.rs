@@ -201,3 +201,19 @@ fn a_truncated_image_is_damage_not_a_panic() {
         assert!(code == 1 || !output.stderr.is_empty(), "{len}: no message");
     }
 }
+
+/// What is seen at attach, and by the audit in the background again, is told once.
+#[test]
+fn an_audit_in_the_background_repeats_nothing() {
+    let image = testkit::Spec::new("surveyed", "").build(&testkit::workload::mixed(3));
+    let kinds = corrupt::all();
+    let kind = kinds.iter().find(|kind| kind.expected == ["ref/count"]).expect("a kind");
+    corrupt::corrupt_image(image.path(), kind, 1).expect("a place for the fault");
+    let program = Path::new(env!("CARGO_BIN_EXE_btrfs-shadow"));
+    let backend = replay::Backend::start_with(program, image.path(), &["--once", "--audit", "background"]);
+    let driver = backend.connect();
+    backend.wait_for_notice("damage is listed above");
+    drop(driver);
+    let found: Vec<_> = backend.wait().all_violations().into_iter().map(|found| found.code).collect();
+    assert_eq!(found, ["ref/count"]);
+}

@@ -14,6 +14,7 @@ use crate::forest::{BlockProblem, Expect, Forest, Geometry, RootId, Snapshot};
 use crate::record::{RecordBuilder, is_record_item};
 use crate::roots::Links;
 use crate::source::BlockSource;
+use crate::space::extents::{Holds, Place, over_an_old_edge};
 use crate::tree::{Cursor, ItemRef, diff};
 use crate::violation::Violation;
 
@@ -346,7 +347,8 @@ pub struct Survey {
     pub extents: u64,
     /// Tree blocks.
     pub tree_blocks: u64,
-    /// What is wrong with records by themselves: the checks of ref-verify's `btrfs_build_ref_tree`.
+    /// What is wrong with records by themselves: the checks of ref-verify's `btrfs_build_ref_tree`; and extents over the edge
+    /// of a block group that is gone.
     pub violations: Vec<Violation>,
 }
 
@@ -363,9 +365,12 @@ pub fn survey(forest: &Forest<'_>) -> Option<Survey> {
     let mut finish = |builder: Option<(u64, RecordBuilder<'_>)>| {
         let Some((_, builder)) = builder else { return };
         let built = builder.finish();
-        survey.extents += u64::from(built.record.is_some());
-        survey.tree_blocks += u64::from(built.record.is_some_and(|record| record.metadata()));
         survey.violations.extend(built.violations);
+        let Some(record) = built.record else { return };
+        survey.extents += 1;
+        survey.tree_blocks += u64::from(record.metadata());
+        let place = Place { bytenr: record.bytenr, len: record.len, holds: Holds::of(&record) };
+        survey.violations.extend(over_an_old_edge(&place, &forest.snapshot.chunks));
     };
     let mut cursor = Cursor::new(*forest, forest.snapshot.tree(ids::EXTENT_TREE));
     while let Some(found) = cursor.next_item() {

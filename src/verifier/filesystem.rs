@@ -56,6 +56,8 @@ pub struct FileSystem {
     copied: Option<Box<[u8]>>,
     /// What was reported about writes: the rule, and the address.
     harms: HashSet<(shadow::Code, u64)>,
+    /// What was reported when the file system was attached, which an audit in the background finds again.
+    surveyed: HashSet<(shadow::Code, u64)>,
     /// When the commit that is expected next was verified, ahead of its super block.
     foreseen: Option<Instant>,
     /// How often that was in vain since it last was not.
@@ -97,6 +99,7 @@ impl FileSystem {
             proposed: None,
             copied: None,
             harms: HashSet::new(),
+            surveyed: HashSet::new(),
             foreseen: None,
             in_vain: 0,
             unread: None,

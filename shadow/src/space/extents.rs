@@ -208,8 +208,12 @@ pub(crate) fn changed(commit: &mut Commit<'_, '_>) -> Outcome {
 }
 
 /// Whether an extent crosses the edge of a block group that an earlier commit has removed.
-fn over_an_old_edge(place: &Place, chunks: &ChunkMap) -> Option<Violation> {
-    let edge = chunks.chunk_at(place.bytenr).map_or(place.bytenr, Chunk::end);
+pub(crate) fn over_an_old_edge(place: &Place, chunks: &ChunkMap) -> Option<Violation> {
+    let edge = match chunks.chunk_at(place.bytenr) {
+        Some(chunk) if place.end() <= chunk.end() => return None,
+        Some(chunk) => chunk.end(),
+        None => place.bytenr,
+    };
     Gap::at(chunks, edge).filter(|gap| gap.end != u64::MAX)?.crossed_by(place)
 }
 

@@ -99,6 +99,7 @@ impl FileSystem {
         let old = cut_off.into_iter().chain(violations);
         let old: Vec<_> = old.filter_map(|violation| self.verifier.rules().judge(violation)).collect();
         old.iter().for_each(|violation| self.old_damage(violation));
+        self.surveyed = old.iter().map(|found| (found.code, found.bytenr)).collect();
         if let Some(report) = report {
             self.take_audit(report);
         }

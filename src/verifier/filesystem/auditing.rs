@@ -60,15 +60,18 @@ impl FileSystem {
     pub(super) fn take_audit(&mut self, mut report: AuditReport) {
         report.judge(self.verifier.rules());
         let AuditReport { violations, unknown, residuals, extents, .. } = report;
-        let found = violations.iter().filter(|violation| !self.verifier.knows_damage(violation.bytenr));
-        let found: Vec<_> = found.cloned().collect();
+        let is_new = |found: &&shadow::Violation| !self.verifier.knows_damage(found.bytenr);
+        let is_surveyed = |found: &shadow::Violation| self.surveyed.contains(&(found.code, found.bytenr));
+        let (told, found): (Vec<_>, Vec<_>) =
+            violations.iter().filter(is_new).cloned().partition(is_surveyed);
         found.iter().for_each(|violation| self.old_damage(violation));
         for reason in &unknown {
             self.ledger.summary.unverified += 1;
             self.notice(&format!("not verified: {reason}"));
         }
         self.verifier.know_damage(residuals);
-        let verdict = if found.is_empty() && unknown.is_empty() { "clean" } else { "damage is listed above" };
+        let is_clean = told.is_empty() && found.is_empty() && unknown.is_empty();
+        let verdict = if is_clean { "clean" } else { "damage is listed above" };
         self.notice(&format!("audit of {extents} extents: {verdict}"));
     }
 
