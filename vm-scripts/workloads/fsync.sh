@@ -1,10 +1,12 @@
 # shellcheck shell=dash
 # A storm of fsync: the tree log is written again and again, transaction commits are rare.
-#   DURATION (20) seconds
+#   DURATION (20) seconds, or longer: until each writer has done some rounds
 #   WRITERS  (3)
 # shellcheck disable=SC1091
 . /workload/lib.sh
 : "${DURATION:=20}" "${WRITERS:=3}"
+
+AT_LEAST=3 # rounds of a writer, however slow the machine is
 
 # Appends and overwrites, fsync after each, in one process.
 many_fsyncs() { # FILE
@@ -22,7 +24,7 @@ writer() { # NUMBER
     local dir=/mnt/writer$1 round=0
     RANDOM=$((SEED * 100 + $1))
     mkdir "$dir"
-    while now && [ "$NOW" -lt "$end" ]; do
+    while now && { [ "$NOW" -lt "$end" ] || [ $round -lt $AT_LEAST ]; }; do
         many_fsyncs "$dir/log"
         put "$dir/new" 20
         quietly xfs_io -c fsync "$dir/new"

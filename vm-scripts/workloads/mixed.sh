@@ -1,7 +1,7 @@
 # shellcheck shell=dash
 # Random work by several processes at once: creating, overwriting, truncating, punching, cloning, renaming, fsync,
 # attributes, snapshots of snapshots; meanwhile balance, defragmentation, quotas, trim, freeze, changes of compression.
-#   DURATION (60) seconds
+#   DURATION (60) seconds, or longer: until each process has done some operations
 #   WORKERS  (2)
 #   SEED     (1) of the random numbers
 #   OPTIONS  mount options
@@ -13,6 +13,7 @@
 FILES=40      # names in use by a worker
 SNAPSHOTS=5   # kept by a worker
 LARGEST=1024  # KiB
+AT_LEAST=20   # operations of a worker, however slow the machine is
 
 # Some file of this worker, in $F; made if it isn't there.
 some_file() {
@@ -118,14 +119,18 @@ share_by_dedupe() {
     quietly xfs_io -c "dedupe $F 0 0 128k" "$twin"
 }
 
+# What others count on, too: before any of them starts.
+make_home() { # NUMBER
+    [ ! -d "/mnt/w$1" ] || fail "/mnt/w$1 exists: this workload wants a file system of its own"
+    subvolume "/mnt/w$1"
+    mkdir "/mnt/w$1/d0" "/mnt/w$1/d1" "/mnt/w$1/d2" "/mnt/w$1/d3"
+}
+
 worker() { # NUMBER
     HOME_DIR=/mnt/w$1
     RANDOM=$((SEED * 100 + $1))
     snapshots_taken=0 snapshots_dropped=0 operations=0
-    [ -d "$HOME_DIR" ] && fail "$HOME_DIR exists: this workload wants a file system of its own"
-    subvolume "$HOME_DIR"
-    mkdir "$HOME_DIR/d0" "$HOME_DIR/d1" "$HOME_DIR/d2" "$HOME_DIR/d3"
-    while now && [ "$NOW" -lt "$end" ]; do
+    while now && { [ "$NOW" -lt "$end" ] || [ "$operations" -lt $AT_LEAST ]; }; do
         one_operation
         operations=$((operations + 1))
     done
@@ -160,7 +165,11 @@ remount_with_compression() {
 }
 
 run_workers() {
-    local n=1 pids='' pid interventions=0
+    local n pids='' pid interventions=0
+    for n in $(seq "$WORKERS"); do
+        make_home "$n"
+    done
+    n=1
     now
     end=$((NOW + DURATION))
     while [ $n -le "$WORKERS" ]; do

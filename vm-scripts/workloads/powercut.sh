@@ -41,6 +41,7 @@ writer() {
     n=$(($(tail -n 1 /mnt/journal 2>/dev/null || echo 0) + 1))
     while :; do
         promise $n
+        : >/tmp/promised
         n=$((n + 1))
     done
 }
@@ -77,8 +78,13 @@ if last_boot; then
     unmount_fs
     exit 0
 fi
+rm -f /tmp/promised
 writer &
 disturber &
+# However slow the machine is, there is something to be looked for afterwards.
+until [ -e /tmp/promised ]; do
+    usleep 100000
+done
 if [ "$MODE" = run ]; then
     sleep 1
     echo RUNNING
