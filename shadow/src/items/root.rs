@@ -11,8 +11,8 @@ use crate::codes::Code::{RootGenerationV2, TreeRootItem};
 /// `BTRFS_ROOT_SUBVOL_RDONLY` and `BTRFS_ROOT_SUBVOL_DEAD`.
 const KNOWN_FLAGS: u64 = 1 | 1 << 48;
 
-/// Trees of which there is one.
-const ONE_OF_A_KIND: [u64; 9] = [
+/// Trees of which there is one. The data relocation tree is found at any offset, and btrfs-convert puts it at another.
+const ONE_OF_A_KIND: [u64; 8] = [
     ids::EXTENT_TREE,
     ids::DEV_TREE,
     ids::CSUM_TREE,
@@ -21,7 +21,6 @@ const ONE_OF_A_KIND: [u64; 9] = [
     ids::FREE_SPACE_TREE,
     ids::BLOCK_GROUP_TREE,
     ids::RAID_STRIPE_TREE,
-    ids::DATA_RELOC_TREE,
 ];
 
 pub(super) const RULES: &[Rule] = &[Rule::new(ROOT_ITEM, Homes::ROOT.or(Homes::LOG), check)];

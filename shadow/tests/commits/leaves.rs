@@ -150,6 +150,8 @@ fn single_items() {
     let relation = Key::new(257, item::QGROUP_RELATION, 1 << 48);
     let status = Key::new(0, item::QGROUP_STATUS, 0);
     let bitmap = |bits: u64| Key::new(1 << 20, item::FREE_SPACE_BITMAP, bits * 4096);
+    let root = |id: u64, offset| Key::new(id, item::ROOT_ITEM, offset);
+    let empty = vec![0; size_of::<disk::LegacyRootItem>()];
     let rows: Vec<(u64, Key, Vec<u8>, Option<Code>)> = vec![
         (5, orphan, vec![], None),
         (5, orphan, vec![0], Some(Code::TreeOrphanItem)),
@@ -173,6 +175,11 @@ fn single_items() {
         (10, bitmap(100), vec![0; 13], None),
         (10, bitmap(100), vec![0; 12], Some(Code::TreeFreeSpaceItem)),
         (10, bitmap(2056), vec![0; 257], Some(Code::TreeFreeSpaceItem)),
+        (1, root(ids::CSUM_TREE, 0), empty.clone(), None),
+        (1, root(ids::CSUM_TREE, 2), empty.clone(), Some(Code::TreeRootItem)),
+        // As btrfs-convert and every snapshot have it.
+        (1, root(ids::DATA_RELOC_TREE, 2), empty.clone(), None),
+        (1, root(257, 7), empty, None),
         // A tree, and an item type, of the future.
         (14, orphan, vec![0], Some(Code::TreeOrphanItem)),
         (14, stripe(0), vec![], Some(Code::TreeRaidStripe)),
