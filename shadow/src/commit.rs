@@ -369,8 +369,8 @@ impl Verifier {
         let is_reported = |bytenr: u64| {
             self.known.suspects.contains(&bytenr) || violations.iter().any(|found| found.bytenr == bytenr)
         };
-        record_violations
-            .extend(unlike_before(&extents, &replaced).filter(|found| !is_reported(found.bytenr)));
+        let unlike = unlike_before(&extents, &replaced, old.snapshot.generation);
+        record_violations.extend(unlike.filter(|found| !is_reported(found.bytenr)));
         self.note_copies(report, violations);
         let can_compare = extents.problems.is_empty();
         problems.append(&mut extents.problems);

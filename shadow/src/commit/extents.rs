@@ -8,7 +8,7 @@ use crate::delta::extents::{ExtentChange, ExtentDelta, Records};
 use crate::delta::references::{ExtentId, NetChange, ReplacedRanges};
 use crate::forest::BlockProblem;
 use crate::reconcile::Touched;
-use crate::record::RefKey;
+use crate::record::{ExtentRecord, RefKey};
 use crate::violation::Violation;
 
 /// Every extent that either source says has changed, with both records.
@@ -59,13 +59,16 @@ pub(super) fn touched<'a>(
 }
 
 /// Extents that are in both commits, at the same address, and yet are not the same: freed and allocated again in one
-/// transaction, which pins what it frees, or an item that was overwritten.
+/// transaction, which pins what it frees, or an item that was overwritten. One whose generation no transaction had come to
+/// by `last` was wrong before, and is mended.
 pub(super) fn unlike_before(
     extents: &ExtentDelta,
     replaced: &ReplacedRanges,
+    last: u64,
 ) -> impl Iterator<Item = Violation> {
     let both = extents.changes.values().filter_map(|change| change.old.as_deref().zip(change.new.as_deref()));
-    both.filter(|(old, _)| !replaced.contains(old.bytenr)).filter_map(|(old, new)| {
+    let is_sound = move |old: &ExtentRecord| old.generation <= last && !replaced.contains(old.bytenr);
+    both.filter(move |(old, _)| is_sound(old)).filter_map(|(old, new)| {
         let (bytenr, len) = (new.bytenr, new.len);
         if old.generation != new.generation {
             let (code, what) = if old.metadata() && new.metadata() {

@@ -106,6 +106,21 @@ fn a_file_extent_is_lost() {
     go_on(&mut rig);
 }
 
+/// The item names a transaction that has not been yet; when it names the right one again, nothing was allocated anew.
+#[test]
+fn a_data_extent_is_from_the_future() {
+    let (mut rig, _) = prepare();
+    let bytenr = rig.world.alloc_data(8192);
+    let mut items = rig.world.items(TOP);
+    items.insert(Key::new(340, item::EXTENT_DATA, 1 << 20), bytes::file_extent(bytenr, 8192, 0, 8192));
+    rig.world.write_tree(TOP, items);
+    let fault = Fault::records(|extents| extents.get_mut(&bytenr).unwrap().generation = 1 << 40);
+    let report = rig.commit(&fault);
+    let codes: Vec<Code> = report.violations.iter().map(|found| found.code).collect();
+    assert_eq!(codes, [Code::TreeExtentItem], "{:#?}", rig::messages(&report));
+    go_on(&mut rig);
+}
+
 #[test]
 fn a_block_names_another_owner() {
     let (mut rig, path) = prepare();

@@ -61,7 +61,12 @@ pub fn kinds() -> Vec<Kind> {
         kind("data-extent-item-lost", data_item_lost, &["ref/no-extent-item", "ref/"]),
         kind("tree-extent-item-lost", tree_item_lost, &["ref/no-extent-item", "ref/"]),
         kind("extent-item-lost-but-keyed-refs", item_lost_but_keyed, &["ref/no-extent-item", "ref/"]),
-        kind("data-extent-item-stale", stale_data, &["ref/stale-extent", "ref/reallocated"]),
+        // At a place where another extent has just been freed, it seems to be that one.
+        kind(
+            "data-extent-item-stale",
+            stale_data,
+            &["ref/stale-extent", "ref/reallocated", "ref/extent-length"],
+        ),
         kind(
             "tree-extent-item-stale",
             stale_tree,
