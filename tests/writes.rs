@@ -11,7 +11,7 @@ use btrfs_shadow::events::{Event, Sink, Sinks};
 use btrfs_shadow::image::{self, RawImage};
 use btrfs_shadow::tap::Tap;
 use btrfs_shadow::verifier::{self, VerifierOptions};
-use parser::{ChecksumType, Header, SuperBlock};
+use parser::{ChecksumType, Header, SuperBlock, superblock};
 use replay::disk::{self, Memory};
 use replay::refusal::commit;
 use replay::rng::Rng;
@@ -335,7 +335,11 @@ fn the_super_block_is_written_with_wrong_content() {
         bytes[nodesize + 1] ^= 1;
         ChecksumType::Crc32c.seal(bytes);
     };
-    for edit in [&flip as &dyn Fn(&mut Vec<u8>), &no_size] {
+    let no_place = |bytes: &mut Vec<u8>| {
+        bytes[std::mem::offset_of!(parser::layout::SuperBlock, bytenr) + 2] ^= 4;
+        ChecksumType::Crc32c.seal(bytes);
+    };
+    for edit in [&flip as &dyn Fn(&mut Vec<u8>), &no_size, &no_place] {
         let mut writes = writes.clone();
         edit(&mut writes.supers[0].bytes);
         let mut all = before.clone();
@@ -387,7 +391,9 @@ fn try_logged() -> Option<(Image, Writes)> {
 #[test]
 fn an_item_of_a_log_is_malformed() {
     let (base, sound) = logged();
-    let outcome = play_on(&base.copy(), &sound.ops());
+    let image = base.copy();
+    let outcome = play_on(&image, &sound.ops());
+    assert_eq!(checked(&image), (Some(0), vec![]), "a log that waits to be replayed");
     assert!(outcome.all_violations().is_empty(), "{:#?}", outcome.all_violations());
     let logs = |outcome: &Outcome| outcome.of_kind("commit").filter(|event| event["kind"] == "log").count();
     assert_eq!((logs(&outcome), outcome.code), (1, Some(0)));
@@ -401,14 +407,42 @@ fn an_item_of_a_log_is_malformed() {
             .filter_map(|change| corrupt::mutate_block(&mut change.bytes, &kind, 1))
             .collect();
         assert!(planted.len() == 2 && planted[0] == planted[1], "both copies of a block: {planted:?}");
-        let outcome = play_on(&base.copy(), &writes.ops());
+        let image = base.copy();
+        let outcome = play_on(&image, &writes.ops());
         let found = outcome.all_violations();
         assert!(
             found.len() == 1 && planted[0].is_found_in([found[0].code.as_str()]),
             "{planted:?} {found:#?}"
         );
         assert_eq!((logs(&outcome), outcome.code), (1, Some(1)));
+        assert_eq!(checked(&image), (Some(1), vec![found[0].code.clone()]));
     }
+}
+
+/// A log whose root lies nowhere, or is no block of a log.
+#[test]
+fn a_log_cannot_be_read() {
+    let (base, sound) = logged();
+    for code in ["tree/unmapped", "tree/generation"] {
+        let image = base.copy();
+        play_on(&image, &sound.ops());
+        let file = disk::open(image.path());
+        let mut bytes = vec![0; superblock::SIZE];
+        file.read_exact_at(&mut bytes, superblock::PRIMARY).unwrap();
+        let root = SuperBlock::parse(&bytes).unwrap().root().0;
+        let log_root = if code == "tree/unmapped" { 1u64 << 50 } else { root };
+        let at = std::mem::offset_of!(parser::layout::SuperBlock, log_root);
+        bytes[at..at + 8].copy_from_slice(&log_root.to_le_bytes());
+        ChecksumType::Crc32c.seal(&mut bytes);
+        file.write_all_at(&bytes, superblock::PRIMARY).unwrap();
+        assert_eq!(checked(&image), (Some(1), vec![code.to_owned()]));
+    }
+}
+
+/// What `check` makes of an image: its exit code, and the codes of what it finds.
+fn checked(image: &Image) -> (Option<i32>, Vec<String>) {
+    let outcome = replay::check(Path::new(env!("CARGO_BIN_EXE_btrfs-shadow")), image.path());
+    (outcome.code, outcome.all_violations().into_iter().map(|found| found.code).collect())
 }
 
 /// The disk gets larger in the middle, and what is guarded with it.

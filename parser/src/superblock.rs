@@ -18,6 +18,9 @@ pub const SIZE: usize = size_of::<layout::SuperBlock>();
 /// its end lies before the end of the device as the file system knows it.
 pub const OFFSETS: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
 
+/// Byte offset of the primary super block.
+pub const PRIMARY: u64 = OFFSETS[0];
+
 /// "_BHRfS_M".
 pub const MAGIC: [u8; 8] = *b"_BHRfS_M";
 /// What mkfs writes until it is done: such a super block is no file system yet.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parser::dev::DevItem;
 use parser::key::item;
-use parser::superblock::{compat_ro, incompat, super_flags};
+use parser::superblock::{PRIMARY, compat_ro, incompat, super_flags};
 use parser::{Chunk, ChunkItem, ChunkMap, ParseError, RootItem, SuperBlock, Uuid, ids};
 use thiserror::Error;
 
@@ -27,6 +27,9 @@ pub enum AttachError {
     /// Its checksum is wrong.
     #[error("super block: checksum verify failed")]
     Checksum,
+    /// It was written for another place: the kernel does not take it.
+    #[error("super block: bytenr {0} is not the place where it stands")]
+    Place(u64),
     /// The system chunk array, chunk tree or root tree can't be read.
     #[error("can't read the {tree}: {}", problems.first().map_or_else(String::new, ToString::to_string))]
     Tree {
@@ -52,7 +55,7 @@ impl AttachError {
         match self {
             AttachError::Tree { problems, .. } => problems,
             AttachError::Rewriting { error, .. } => error.problems(),
-            AttachError::SuperBlock(_) | AttachError::Checksum => &[],
+            AttachError::SuperBlock(_) | AttachError::Checksum | AttachError::Place(_) => &[],
         }
     }
 
@@ -246,6 +249,9 @@ fn provisional(superblock: &[u8]) -> Result<Snapshot, AttachError> {
     let view = SuperBlock::parse(superblock)?;
     if !view.verify_csum() {
         return Err(AttachError::Checksum);
+    }
+    if view.bytenr() != PRIMARY {
+        return Err(AttachError::Place(view.bytenr()));
     }
     Ok(Snapshot {
         verified: (view.generation(), view.generation()),

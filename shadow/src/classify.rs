@@ -1,7 +1,7 @@
 //! What a write of the primary super block means.
 
 use parser::SuperBlock;
-use parser::superblock::{MagicKind, magic_kind};
+use parser::superblock::{MagicKind, PRIMARY, magic_kind};
 
 /// How a super block follows the last one accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub fn classify(last: Option<&SuperBlock<'_>>, bytes: &[u8]) -> SuperChange {
         return SuperChange::Gone;
     }
     let Ok(next) = SuperBlock::parse(bytes) else { return SuperChange::Invalid };
-    if !next.verify_csum() {
+    if !next.verify_csum() || next.bytenr() != PRIMARY {
         return SuperChange::Invalid;
     }
     let Some(last) = last else { return SuperChange::Reattach(ReattachReason::First) };

@@ -7,6 +7,7 @@ use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 use shadow::audit::{Collected, Explained, OfRecords, Scan, Table, Visitor, Walk, explain, partitions, scan};
 use shadow::delta::references::Residuals;
 use shadow::forest::{BlockProblem, Expect};
+use shadow::log_tree::{self, KnownLogs};
 use shadow::unreadable::{self, Obstacle};
 use shadow::violation::Violation;
 use shadow::{BlockSource, Code, Forest, Rules, Snapshot, inodes, roots, space};
@@ -129,6 +130,15 @@ impl AuditReport {
     pub(super) fn take_data(&mut self, found: DataReport) {
         self.violations.extend(found.violations);
         self.unknown.extend(found.unknown);
+    }
+
+    /// Takes up what is wrong with the log trees, which the next mount replays.
+    pub(super) fn take_log(&mut self, snapshot: &Snapshot, source: &dyn BlockSource) {
+        let Some(view) = snapshot.super_view() else { return };
+        let log = log_tree::verify(&Forest::new(snapshot, source), &view, &mut KnownLogs::default());
+        self.violations.extend(log.faults);
+        let violations = log.violations.into_iter().map(|found| BlockProblem::Violation(Box::new(found)));
+        self.note(violations.chain(log.unread.into_iter().map(BlockProblem::Unknown)).collect());
     }
 
     /// Leaves what the rules leave, and says what is unverified because of them.

@@ -72,6 +72,9 @@ fn check_image(path: &Path, options: &Check, rules: &Rules, sinks: &mut Sinks) -
     } else {
         AuditReport::default()
     };
+    if coverage.is_whole() {
+        report.take_log(&opened.snapshot, &source);
+    }
     if options.inodes && coverage.is_whole() {
         report.violations.extend(verify_inodes(&opened.snapshot, &source, progress.as_ref()));
     }

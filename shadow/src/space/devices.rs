@@ -328,15 +328,11 @@ pub fn array(view: &SuperBlock<'_>) -> Vec<Chunk> {
 /// An array that does not hold exactly the system chunks.
 #[must_use]
 pub fn wrong_array(array: &[Chunk], chunks: &ChunkMap) -> Option<Violation> {
-    let place = |chunk: &Chunk| {
-        let stripes: Vec<_> = chunk.stripes.iter().map(|stripe| (stripe.devid, stripe.offset)).collect();
-        (chunk.logical, chunk.length, chunk.flags, stripes)
-    };
-    let system = chunks.chunks().iter().filter(|chunk| chunk.flags.0 & BlockFlags::SYSTEM != 0);
-    let (told, there): (Vec<_>, Vec<_>) = (array.iter().map(place).collect(), system.map(place).collect());
-    let lost =
-        there.iter().find(|chunk| !told.contains(chunk)).map(|chunk| (chunk.0, "is not in, or differs in"));
-    let stray = told.iter().find(|chunk| !there.contains(chunk)).map(|chunk| (chunk.0, "is only in"));
+    let is_system = |chunk: &&Chunk| chunk.flags.0 & BlockFlags::SYSTEM != 0;
+    let lost = chunks.chunks().iter().filter(is_system).find(|chunk| !array.contains(chunk));
+    let lost = lost.map(|chunk| (chunk.logical, "is not in, or differs in"));
+    let is_known = |chunk: &&Chunk| chunks.chunks().iter().filter(is_system).any(|known| known == *chunk);
+    let stray = array.iter().find(|chunk| !is_known(chunk)).map(|chunk| (chunk.logical, "is only in"));
     let (logical, what) = lost.or(stray)?;
     let message = format!("system chunk {logical} {what} the super block's system chunk array");
     Some(Violation::new(Code::SpaceSystemChunkArray, logical, 0, message))

@@ -94,6 +94,7 @@ fn no_file_system() {
 fn an_invalid_super_block() {
     check(|raw| raw.nodesize = 5.into(), SuperChange::Invalid);
     check(|raw| raw.csum_type = 9.into(), SuperChange::Invalid);
+    check(|raw| raw.bytenr = (64 << 20).into(), SuperChange::Invalid);
     let config = Config::default();
     let mut bytes = bytes::seal(&bytes::superblock(&config, 10, &root(), &root()), config.csum);
     bytes[4095] ^= 1;

@@ -157,6 +157,9 @@ impl FileSystem {
     /// A whole super block was written with which nothing can be mounted, or would have been.
     pub(super) fn invalid_super(&mut self, superblock: &[u8], refused: bool) {
         let why = match SuperBlock::parse(superblock) {
+            Ok(view) if view.verify_csum() => {
+                format!("bytenr {} is not the place where it stands", view.bytenr())
+            }
             Ok(_) => "checksum verify failed".to_owned(),
             Err(error) => error.to_string(),
         };
