@@ -9,7 +9,6 @@ use parser::uuid::Hyphenated;
 use parser::{Chunk, SuperBlock, Uuid};
 
 use crate::codes::Code;
-use crate::forest::BlockProblem;
 use crate::space::commit::{Commit, Outcome};
 use crate::space::devices;
 use crate::tree::ItemRef;
@@ -27,25 +26,24 @@ pub(crate) fn changed(commit: &mut Commit<'_, '_>) -> Outcome {
     if made.is_empty() && !renamed {
         return Ok(Vec::new());
     }
-    let devices = all(commit)?;
+    let devices = devices::all(commit.new)?;
     if !renamed {
         return Ok(made.into_iter().filter_map(|chunk| unlike_stripe(chunk, &devices)).collect());
     }
     Ok(whole(commit.new.snapshot.chunks.chunks(), &devices, commit.new.snapshot.super_view().as_ref()))
 }
 
-fn all(commit: &Commit<'_, '_>) -> Result<Vec<DevItem>, BlockProblem> {
-    devices::all(commit.new)
-}
-
-/// What is wrong with all stripes and with the device that the super block stands on. One violation a device.
+/// What is wrong with all stripes and with the device that the super block stands on.
 #[must_use]
 pub fn whole(chunks: &[Chunk], devices: &[DevItem], superblock: Option<&SuperBlock<'_>>) -> Vec<Violation> {
     let own = superblock.and_then(|view| unlike_super(view, devices));
-    let renamed = own.as_ref().map(|violation| violation.bytenr);
-    // Of a device item that is wrong, all its stripes would be told.
+    // Of a device item with a wrong UUID, all its stripes would be told.
+    let is_told = |violation: &Violation| {
+        let item = own.as_ref().map(|own| &own.found);
+        item == Some(&violation.expected)
+    };
     let stripes = chunks.iter().filter_map(|chunk| unlike_stripe(chunk, devices));
-    let mut found: Vec<Violation> = stripes.filter(|_| renamed.is_none()).collect();
+    let mut found: Vec<Violation> = stripes.filter(|violation| !is_told(violation)).collect();
     found.dedup_by_key(|violation| violation.expected.clone());
     found.extend(own);
     found
